@@ -1,0 +1,101 @@
+//! The small side arrays that masks and score modifiers refer to.
+
+use crate::Broadcast;
+
+/// A small side array of 32-bit numbers: cumulative lengths, slopes, roles, ...
+///
+/// On the host its values are checked; on the device they cannot be, and the kernels clamp what
+/// they read.
+#[derive(Clone, Copy, Debug)]
+pub enum Array<'a> {
+    /// Values on the host, as bits; see [`Array::u32`], [`Array::i32`], [`Array::f32`].
+    Host(&'a [u32]),
+    /// Values on the device, copied at every `encode`; the buffer needs the usage `COPY_SRC`.
+    Device {
+        /// The caller's buffer.
+        buffer: &'a wgpu::Buffer,
+        /// Words before the first one of the array.
+        offset: u64,
+        /// Number of values.
+        len: usize,
+    },
+    /// Room that is left for the caller to write into [`Bound::metadata`](crate::Bound::metadata)
+    /// or [`Bound::side`](crate::Bound::side), on the device, before the commands run.
+    Reserved {
+        /// Number of values.
+        len: usize,
+    },
+}
+
+impl<'a> Array<'a> {
+    /// Unsigned numbers on the host.
+    pub const fn u32(values: &'a [u32]) -> Self {
+        Self::Host(values)
+    }
+
+    /// Signed numbers on the host.
+    pub fn i32(values: &'a [i32]) -> Self {
+        Self::Host(bytemuck::cast_slice(values))
+    }
+
+    /// Floating-point numbers on the host.
+    pub fn f32(values: &'a [f32]) -> Self {
+        Self::Host(bytemuck::cast_slice(values))
+    }
+
+    /// `len` numbers in a buffer of the caller's, `offset` words in.
+    pub const fn device(buffer: &'a wgpu::Buffer, offset: u64, len: usize) -> Self {
+        Self::Device { buffer, offset, len }
+    }
+
+    /// Number of values.
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::Host(values) => values.len(),
+            Self::Device { len, .. } | Self::Reserved { len } => *len,
+        }
+    }
+
+    /// Whether there are no values.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The values, where the host has them.
+    pub const fn host(&self) -> Option<&'a [u32]> {
+        match self {
+            Self::Host(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+/// The side arrays that a configuration refers to; what it does not refer to stays `None`.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Arrays<'a> {
+    /// `i32 [batch]`: the offsets of [`Positions::PerBatch`].
+    pub query_offset: Option<Array<'a>>,
+    /// `u32 [docs + 1]`, ascending: where each document's queries start, and the last one's end.
+    pub query_starts: Option<Array<'a>>,
+    /// `u32 [docs + 1]`, ascending: where each document's keys start, and the last one's end.
+    pub key_starts: Option<Array<'a>>,
+    /// `u32 [batch]`: keys that count, from the first.
+    pub key_lengths: Option<Array<'a>>,
+    /// `u32 [query_len]`, each below 8: the role of each query.
+    pub query_roles: Option<Array<'a>>,
+    /// `u32 [key_len]`, each below 8: the role of each key.
+    pub key_roles: Option<Array<'a>>,
+    /// `u32 [8]`: bit `r` of word `q` is set when queries of role `q` see keys of role `r`.
+    pub role_table: Option<Array<'a>>,
+    /// `u32 [query_len, 2]`: 64 bits a query, low word first; bit `n` is set when the query sees
+    /// node `n` of its tree.
+    pub tree_bits: Option<Array<'a>>,
+    /// `u32 [batch | 1, query_heads | 1, query_len, ⌈key_len / 32⌉]`: a bit a pair, see
+    /// [`pack_mask`](crate::mask::pack_mask).
+    pub dense_mask: Option<(Array<'a>, Broadcast)>,
+    /// `f32 [query_heads]`: ALiBi's slopes.
+    pub alibi_slopes: Option<Array<'a>>,
+    /// `f32 [batch | 1, query_heads | 1, key_len]`: a bias per key.
+    pub key_bias: Option<Array<'a>>,
+}

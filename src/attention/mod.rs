@@ -1,0 +1,225 @@
+//! The one attention: its configuration, and the choice of a kernel for it.
+
+pub mod reference;
+
+use crate::{Broadcast, DType, Error, Mask, Score, Shape};
+
+/// How scores become weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `exp(s) / Σ exp(s)` over the kept keys of a row.
+    Softmax,
+    /// `σ(s + bias)` for each kept key by itself (Ramapuram et al., 2024).
+    Sigmoid {
+        /// Added to every score; `None` is `−ln key_len`.
+        bias: Option<f32>,
+    },
+}
+
+/// Where query `i` stands among the keys: at `i' = i + offset`.
+///
+/// Causal (`j ≤ i'`), windows (`i' − left ≤ j ≤ i' + right`) and ALiBi all use `i'`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Positions {
+    /// The last query stands at the last key: `offset = key_len − query_len`, or
+    /// `key_lengths[b] − query_len` when the mask has `lengths`, or per document
+    /// `len_k[d] − len_q[d]` in a term with `documents`.
+    #[default]
+    BottomRight,
+    /// The first query stands at the first key (of its document): `offset = 0`.
+    TopLeft,
+    /// The offsets are given per batch entry, in [`Arrays::query_offset`].
+    PerBatch,
+}
+
+/// A point in the making of weights at which [`Output::Scores`] hands the scores out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// `scale · q·k`.
+    Scaled,
+    /// Then softcap, then ALiBi and biases.
+    Modified,
+    /// Then −∞ (−1e30 in buffers) where the pair is masked.
+    Masked,
+    /// The weights: softmax or sigmoid of the masked scores, 0 where masked.
+    Probabilities,
+}
+
+impl Stage {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Scaled, Self::Modified, Self::Masked, Self::Probabilities];
+
+    /// The name used on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scaled => "scaled",
+            Self::Modified => "modified",
+            Self::Masked => "masked",
+            Self::Probabilities => "probabilities",
+        }
+    }
+}
+
+/// What comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Output {
+    /// `out [batch, query_heads, query_len, value_dim]` in the dtype of the inputs and, when
+    /// asked for, `lse [batch, query_heads, query_len]` in f32: the natural logarithm of
+    /// `Σ exp(s)`, −1e30 for a row without keys.
+    Attention {
+        /// Whether the LSE is written (softmax only).
+        lse: bool,
+    },
+    /// The scores themselves, f32 `[batch, query_heads, query_len, key_len]`.
+    Scores(Stage),
+}
+
+/// A configuration of attention: five axes over one [`Shape`].
+///
+/// ```
+/// use wgpu_attention::{Attention, DType, Mask, Shape};
+/// let attention = Attention::new(Shape::new(1, 8, 1024, 64), DType::F16)
+///     .with_mask(Mask::causal() & Mask::window(Some(255), Some(0)));
+/// assert_eq!(attention.scale(), 0.125);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Attention {
+    /// The sizes.
+    pub shape: Shape,
+    /// Element type of queries, keys, values and output.
+    pub dtype: DType,
+    /// Which pairs count.
+    pub mask: Mask,
+    /// Where the queries stand among the keys.
+    pub positions: Positions,
+    /// What a pair scores.
+    pub score: Score,
+    /// How scores become weights.
+    pub activation: Activation,
+    /// What comes back.
+    pub output: Output,
+}
+
+impl Attention {
+    /// Softmax attention without mask or modifiers, scaled by `1/√head_dim`.
+    pub fn new(shape: Shape, dtype: DType) -> Self {
+        Self {
+            shape,
+            dtype,
+            mask: Mask::full(),
+            positions: Positions::BottomRight,
+            score: Score::default(),
+            activation: Activation::Softmax,
+            output: Output::Attention { lse: false },
+        }
+    }
+
+    /// Sets the mask.
+    #[must_use]
+    pub fn with_mask(mut self, mask: Mask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Sets where the queries stand among the keys.
+    #[must_use]
+    pub const fn with_positions(mut self, positions: Positions) -> Self {
+        self.positions = positions;
+        self
+    }
+
+    /// Sets the factor of the dot products.
+    #[must_use]
+    pub const fn with_scale(mut self, scale: f32) -> Self {
+        self.score.scale = Some(scale);
+        self
+    }
+
+    /// Caps scores at `±cap` by `cap · tanh(s/cap)`.
+    #[must_use]
+    pub const fn with_softcap(mut self, cap: f32) -> Self {
+        self.score.softcap = Some(cap);
+        self
+    }
+
+    /// Adds ALiBi; the slopes are [`Arrays::alibi_slopes`].
+    #[must_use]
+    pub const fn with_alibi(mut self) -> Self {
+        self.score.alibi = true;
+        self
+    }
+
+    /// Adds a bias per key; the numbers are [`Arrays::key_bias`].
+    #[must_use]
+    pub const fn with_key_bias(mut self, broadcast: Broadcast) -> Self {
+        self.score.key_bias = Some(broadcast);
+        self
+    }
+
+    /// Adds a bias per pair, the input `bias`.
+    #[must_use]
+    pub const fn with_bias(mut self, dtype: DType, broadcast: Broadcast) -> Self {
+        self.score.bias = Some((dtype, broadcast));
+        self
+    }
+
+    /// Sets the activation.
+    #[must_use]
+    pub const fn with_activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Asks for the LSE beside the output.
+    #[must_use]
+    pub const fn with_lse(mut self) -> Self {
+        self.output = Output::Attention { lse: true };
+        self
+    }
+
+    /// Asks for the scores instead of the output.
+    #[must_use]
+    pub const fn with_scores(mut self, stage: Stage) -> Self {
+        self.output = Output::Scores(stage);
+        self
+    }
+
+    /// The factor of the dot products: the one given, or `1/√head_dim`.
+    pub fn scale(&self) -> f32 {
+        self.score.scale.unwrap_or_else(|| (1.0 / f64::from(self.shape.head_dim).sqrt()) as f32)
+    }
+
+    /// The sigmoid's bias: the one given, or `−ln key_len`; 0 for softmax.
+    pub fn sigmoid_bias(&self) -> f32 {
+        match self.activation {
+            Activation::Softmax => 0.0,
+            Activation::Sigmoid { bias } => {
+                bias.unwrap_or_else(|| -(f64::from(self.shape.key_len.max(1)).ln() as f32))
+            }
+        }
+    }
+
+    /// Checks what can be checked before any tensor is seen.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.shape.validate()?;
+        self.score.validate()?;
+        self.mask.validate()?;
+        if let Activation::Sigmoid { bias } = self.activation {
+            if let Some(bias) = bias.filter(|b| !b.is_finite()) {
+                return Err(Error::config("sigmoid bias", "a finite number", bias.to_string()));
+            }
+            if self.output == (Output::Attention { lse: true }) {
+                return Err(Error::config(
+                    "output",
+                    "no LSE with the sigmoid activation (its parts join by addition)",
+                    "lse",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
