@@ -2,17 +2,27 @@
 
 pub mod arrays;
 pub mod attention;
+mod caps;
+mod context;
 pub mod error;
 pub mod mask;
+pub mod params;
+mod plan;
+mod readback;
 pub mod score;
+mod shader;
 pub mod shape;
 pub mod tensor;
 
 pub use arrays::{Array, Arrays};
-pub use attention::{Activation, Attention, Output, Positions, Stage};
+pub use attention::{Activation, Attention, Output, Positions, Stage, Tiles, Variant};
+pub use caps::Caps;
+pub use context::Context;
 pub use error::{Error, Unsupported};
 pub use mask::{Mask, Term};
+pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
 pub use score::{Broadcast, Score};
+pub use shader::Target;
 pub use shape::{MAX_HEAD_DIM, Shape};
-pub use tensor::{DType, View};
+pub use tensor::{Alignment, DType, View};
 pub use wgpu;

@@ -153,8 +153,8 @@ impl Shape {
                 ));
             }
         }
-        // Positions, offsets and windows are i32 in the kernels.
-        const MAX_LEN: u32 = 1 << 30;
+        // Positions plus offsets plus windows must fit an i32 in the kernels.
+        const MAX_LEN: u32 = 1 << 28;
         for (field, len) in [("query_len", self.query_len), ("key_len", self.key_len)] {
             if len > MAX_LEN {
                 return Err(Error::config(

@@ -1,5 +1,7 @@
 //! Element types, and strided views over the caller's buffers.
 
+use std::ops::Range;
+
 use crate::Error;
 
 /// The element type of a tensor. Arithmetic is f32 whatever it is.
@@ -70,6 +72,15 @@ impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// How the kernels reach tensors in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alignment {
+    /// Four elements at a time: dims, offsets and strides are multiples of four.
+    Vec4,
+    /// Element by element, for any dims, offsets and strides.
+    Any,
 }
 
 /// A strided tensor `[batch, heads, len, dim]` inside a buffer of the caller's.
@@ -189,6 +200,49 @@ impl<'a> View<'a> {
                 },
             )),
         }
+    }
+
+    /// Checks that offset and strides are multiples of four elements.
+    pub(crate) fn check_vec4(&self, name: &str) -> Result<(), Error> {
+        let strides = self.shape.iter().zip(self.strides).take(3);
+        let aligned = strides.filter(|(size, _)| **size > 1).all(|(_, stride)| stride % 4 == 0);
+        if aligned && self.offset % 4 == 0 {
+            return Ok(());
+        }
+        Err(Error::tensor(
+            name,
+            "offset and strides that are multiples of 4 elements, or a plan with Alignment::Any",
+            format!("offset {} and strides {:?}", self.offset, self.strides),
+        ))
+    }
+
+    /// The part of the view for some batch entries and some heads.
+    pub(crate) fn part(&self, batch: Range<u32>, heads: Range<u32>) -> Self {
+        let [_, _, len, dim] = self.shape;
+        let moved =
+            u64::from(batch.start) * self.strides[0] + u64::from(heads.start) * self.strides[1];
+        Self {
+            offset: self.offset + moved,
+            shape: [batch.end - batch.start, heads.end - heads.start, len, dim],
+            ..*self
+        }
+    }
+
+    /// The bytes a binding of the view covers: from its offset, rounded down to `alignment`, to
+    /// its end, rounded up to a word.
+    pub(crate) fn bytes(&self, alignment: u64) -> Range<u64> {
+        let size = self.dtype.size();
+        let start = self.offset * size / alignment * alignment;
+        let end = (self.offset + self.span().unwrap_or(0)) * size;
+        start..end.next_multiple_of(4)
+    }
+
+    /// Strides of batch, heads and rows, then the offset from the start of the binding: what a
+    /// kernel is told. The stride of an axis with one entry does not matter and is 0.
+    pub(crate) fn reach(&self, alignment: u64) -> [u32; 4] {
+        let stride = |axis: usize| if self.shape[axis] > 1 { self.strides[axis] as u32 } else { 0 };
+        let offset = self.offset - self.bytes(alignment).start / self.dtype.size();
+        [stride(0), stride(1), stride(2), offset as u32]
     }
 
     /// Checks that no two indices reach one element, as an output must.

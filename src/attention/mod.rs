@@ -1,8 +1,16 @@
 //! The one attention: its configuration, and the choice of a kernel for it.
 
+mod bind;
 pub mod reference;
+mod tiles;
+mod variant;
 
-use crate::{Broadcast, DType, Error, Mask, Score, Shape};
+pub use tiles::Tiles;
+pub use variant::Variant;
+
+use crate::plan::Plan;
+use crate::shader::Target;
+use crate::{Alignment, Broadcast, Context, DType, Error, Mask, Score, Shape};
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -102,6 +110,9 @@ pub struct Attention {
     pub activation: Activation,
     /// What comes back.
     pub output: Output,
+    /// How tensors lie in memory; `None` decides by the dims alone, see
+    /// [`alignment`](Self::alignment).
+    pub access: Option<Alignment>,
 }
 
 impl Attention {
@@ -115,6 +126,7 @@ impl Attention {
             score: Score::default(),
             activation: Activation::Softmax,
             output: Output::Attention { lse: false },
+            access: None,
         }
     }
 
@@ -188,6 +200,23 @@ impl Attention {
         self
     }
 
+    /// Sets how tensors lie in memory, for offsets and strides that are no multiples of four.
+    #[must_use]
+    pub const fn with_alignment(mut self, alignment: Alignment) -> Self {
+        self.access = Some(alignment);
+        self
+    }
+
+    /// How tensors are reached: as set, or by fours when both dims are multiples of four.
+    pub fn alignment(&self) -> Alignment {
+        let fours = self.shape.head_dim.is_multiple_of(4) && self.shape.value_dim.is_multiple_of(4);
+        match self.access {
+            Some(alignment) => alignment,
+            None if fours => Alignment::Vec4,
+            None => Alignment::Any,
+        }
+    }
+
     /// The factor of the dot products: the one given, or `1/√head_dim`.
     pub fn scale(&self) -> f32 {
         self.score.scale.unwrap_or_else(|| (1.0 / f64::from(self.shape.head_dim).sqrt()) as f32)
@@ -208,6 +237,14 @@ impl Attention {
         self.shape.validate()?;
         self.score.validate()?;
         self.mask.validate()?;
+        let Shape { head_dim, value_dim, .. } = self.shape;
+        if self.alignment() == Alignment::Vec4 && (head_dim % 4 != 0 || value_dim % 4 != 0) {
+            return Err(Error::config(
+                "alignment",
+                "Any, or head_dim and value_dim that are multiples of 4",
+                format!("Vec4 with head_dim {head_dim} and value_dim {value_dim}"),
+            ));
+        }
         if let Activation::Sigmoid { bias } = self.activation {
             if let Some(bias) = bias.filter(|b| !b.is_finite()) {
                 return Err(Error::config("sigmoid bias", "a finite number", bias.to_string()));
@@ -221,5 +258,61 @@ impl Attention {
             }
         }
         Ok(())
+    }
+
+    /// Chooses the first variant that supports this configuration and compiles it.
+    pub async fn plan(&self, context: &Context) -> Result<Plan, Error> {
+        self.validate()?;
+        let (variant, tiles) = Variant::choose(context.caps(), self)?;
+        self.compile(context, variant, tiles).await
+    }
+
+    /// Compiles `variant`, or says why it cannot run this configuration here.
+    pub async fn plan_with(&self, context: &Context, variant: Variant) -> Result<Plan, Error> {
+        self.validate()?;
+        let tiles = variant.tiles(context.caps(), self)?;
+        self.compile(context, variant, tiles).await
+    }
+
+    /// Compiles `variant` with tiles of the caller's choice, for tuners.
+    ///
+    /// The tiles are [fitted](Tiles::fitted) to the device first; those that do not fit it, or
+    /// whose sizes do not divide each other, are an error.
+    pub async fn plan_tiles(
+        &self,
+        context: &Context,
+        variant: Variant,
+        tiles: Tiles,
+    ) -> Result<Plan, Error> {
+        self.validate()?;
+        variant.supports(context.caps(), self)?;
+        let fitted = tiles.fitted(context.caps(), &self.shape);
+        let fitted = fitted.filter(|t| t.is_consistent(variant, context.caps())).ok_or_else(|| {
+            Error::config("tiles", "sizes that divide each other and fit the device", format!("{tiles:?}"))
+        })?;
+        self.compile(context, variant, Some(fitted)).await
+    }
+
+    async fn compile(
+        &self,
+        context: &Context,
+        variant: Variant,
+        tiles: Option<Tiles>,
+    ) -> Result<Plan, Error> {
+        let source = variant.source(self, tiles.as_ref(), Target::current());
+        let pipeline = context.pipeline(&source).await?;
+        let narrow = match self.narrow_source() {
+            Some(narrow) => Some(context.pipeline(&narrow).await?),
+            None => None,
+        };
+        Ok(Plan {
+            context: context.clone(),
+            attention: self.clone(),
+            variant,
+            tiles,
+            source,
+            pipeline,
+            narrow,
+        })
     }
 }

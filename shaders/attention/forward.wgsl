@@ -1,0 +1,311 @@
+// One workgroup computes BLOCK_Q rows of one head's output: it walks the tiles of BLOCK_K keys that
+// the mask leaves, scores them against its queries, turns scores into weights row by row and adds
+// weights · values. What differs from the three lines of the formula, and why:
+//  1. Softmax is online: a row keeps its maximum and total and rescales its output when the
+//     maximum grows, so nothing of size [query_len, key_len] exists.
+//  2. A thread owns ROWS x COLS scores and ROWS x OUT_VECS vectors of output in registers; queries,
+//     keys and values pass through workgroup memory.
+//  3. Scores go through workgroup memory to the lanes that own the rows (LANES to a row), so that
+//     masks, modifiers and row statistics are written once, for one row, by both variants.
+//  4. The head dimension is staged CHUNK_VECS vectors at a time where workgroup memory is short.
+// Barriers per tile: two for each staged chunk of keys and of values.
+// Expects: row_max, row_sum (tiled.wgsl, subgroup.wgsl).
+
+const ROWS: u32 = BLOCK_Q / THREADS_Y;
+const COLS: u32 = BLOCK_K / THREADS_X;
+const THREADS: u32 = THREADS_X * THREADS_Y;
+const OUT_VECS: u32 = (VALUE_VECS + THREADS_X - 1u) / THREADS_X;
+const KEY_VECS: u32 = BLOCK_K / 4u;
+const CHUNKS: u32 = HEAD_VECS / CHUNK_VECS;
+const QUERY_RESIDENT: bool = CHUNKS == 1u;
+// Rows of staged queries and keys are an odd number of vectors long: no bank conflicts.
+const STAGE_STRIDE: u32 = CHUNK_VECS | 1u;
+const KEY_AT: u32 = BLOCK_Q * STAGE_STRIDE;
+// Values overwrite the keys, and the queries too when those are staged anew for every tile.
+const VALUE_AT: u32 = select(0u, KEY_AT, QUERY_RESIDENT);
+const VALUE_STRIDE: u32 = OUT_VECS * THREADS_X;
+const STAGE_VECS: u32 = max(KEY_AT + BLOCK_K * STAGE_STRIDE, VALUE_AT + VALUE_KEYS * VALUE_STRIDE);
+// Rows of the weight tile are a power of two long: their vectors are swizzled instead.
+const SWIZZLE: u32 = min(KEY_VECS, 8u) - 1u;
+
+const_assert BLOCK_Q % THREADS_Y == 0u;
+const_assert COLS % 4u == 0u;
+const_assert HEAD_VECS % CHUNK_VECS == 0u;
+const_assert BLOCK_K % VALUE_KEYS == 0u && VALUE_KEYS % 4u == 0u;
+const_assert BLOCK_Q * LANES <= THREADS;
+
+var<workgroup> stage: array<vec4<f32>, STAGE_VECS>;
+// [BLOCK_Q, BLOCK_K] scores, then weights; a weight of −1 marks a masked pair.
+var<workgroup> weight_tile: array<vec4<f32>, BLOCK_Q * KEY_VECS>;
+var<workgroup> row_factor: array<f32, BLOCK_Q>;
+
+fn weight_at(row: u32, vector: u32) -> u32 {
+    return row * KEY_VECS + (vector ^ (row & SWIZZLE));
+}
+
+// How many of the `dim` elements lie at or beyond element `first`.
+fn remaining(dim: u32, first: u32) -> u32 {
+    return dim - min(dim, first);
+}
+
+// queries [BLOCK_Q, CHUNK_VECS], times the scale
+fn stage_query(thread: u32, here: Place, first: u32, chunk: u32) {
+    let start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
+    for (var i = thread; i < BLOCK_Q * CHUNK_VECS; i += THREADS) {
+        let row = i / CHUNK_VECS;
+        let vector = i % CHUNK_VECS;
+        let dim = 4u * (chunk * CHUNK_VECS + vector);
+        let count = select(0u, remaining(params.head_dim, dim), first + row < params.query_len);
+        let element = start + (first + row) * params.query.z + dim;
+        stage[row * STAGE_STRIDE + vector] = params.query_scale * load_query(element, count);
+    }
+}
+
+// keys [BLOCK_K, CHUNK_VECS]; the COLS keys of one thread lie THREADS_X slots apart, so that its
+// scores are neighbours and its loads meet no other thread's bank
+fn stage_key(thread: u32, here: Place, first: u32, chunk: u32) {
+    let start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
+    for (var i = thread; i < BLOCK_K * CHUNK_VECS; i += THREADS) {
+        let column = i / CHUNK_VECS;
+        let vector = i % CHUNK_VECS;
+        let dim = 4u * (chunk * CHUNK_VECS + vector);
+        let count = select(0u, remaining(params.head_dim, dim), first + column < params.key_len);
+        let element = start + (first + column) * params.key.z + dim;
+        let slot = (column % COLS) * THREADS_X + column / COLS;
+        stage[KEY_AT + slot * STAGE_STRIDE + vector] = load_key(element, count);
+    }
+}
+
+// values [VALUE_KEYS, VALUE_STRIDE]
+fn stage_value(thread: u32, here: Place, first: u32) {
+    let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
+    for (var i = thread; i < VALUE_KEYS * VALUE_STRIDE; i += THREADS) {
+        let column = i / VALUE_STRIDE;
+        let dim = 4u * (i % VALUE_STRIDE);
+        let count = select(0u, remaining(params.value_dim, dim), first + column < params.key_len);
+        let element = start + (first + column) * params.value.z + dim;
+        stage[VALUE_AT + i] = load_value(element, count);
+    }
+}
+
+// Masks and modifies the scores of a lane's part of its row: MASKED where the pair does not count.
+fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first: i32, end: i32, full: bool) {
+    for (var vector = lane; vector < KEY_VECS; vector += LANES) {
+        let at = weight_at(local_row, vector);
+        var scores = weight_tile[at];
+        for (var i = 0u; i < 4u; i++) {
+            let key_index = first + i32(4u * vector + i);
+            if (full || (key_index < end && keeps(row, here, key_index))) {
+                if (MODIFIED) {
+                    let score = modify(row, here, u32(key_index), scores[i]);
+                    scores[i] = select(score * LOG2_E, MASKED, score == MASKED);
+                }
+            } else {
+                scores[i] = MASKED;
+            }
+        }
+        weight_tile[at] = scores;
+    }
+}
+
+// Turns a lane's part of a row of scores (in units of log2) into weights. The factor is what the
+// row's output so far must be multiplied by.
+fn weigh(row: ptr<function, Row>, local_row: u32, lane: u32, full: bool) -> f32 {
+    var largest = vec4((*row).maximum);
+    var magnitude = vec4(0u);
+    for (var vector = lane; vector < KEY_VECS; vector += LANES) {
+        let scores = weight_tile[weight_at(local_row, vector)];
+        largest = max(largest, scores);
+        magnitude = max(magnitude, bitcast<vec4<u32>>(scores) & vec4(0x7fffffffu));
+    }
+    // A kept score that is no finite number spoils its row, and only its row.
+    let worst = max(max(magnitude.x, magnitude.y), max(magnitude.z, magnitude.w));
+    (*row).poisoned = (*row).poisoned || worst >= 0x7f800000u;
+
+    var maximum = 0.0;
+    var factor = 1.0;
+    if (SOFTMAX) {
+        maximum = row_max(max(max(largest.x, largest.y), max(largest.z, largest.w)));
+        factor = exp2((*row).maximum - maximum);
+        (*row).maximum = maximum;
+    }
+    var total = vec4(0.0);
+    for (var vector = lane; vector < KEY_VECS; vector += LANES) {
+        let at = weight_at(local_row, vector);
+        let scores = weight_tile[at];
+        var weights: vec4<f32>;
+        if (SOFTMAX) {
+            weights = exp2(scores - maximum);
+        } else {
+            // exp2(-x) stays finite, and the sigmoid of -100 is nothing beside any other weight.
+            weights = 1.0 / (1.0 + exp2(min(-(scores + params.sigmoid_bias), vec4(100.0))));
+        }
+        let masked = scores <= vec4(EMPTY);
+        total += select(weights, vec4(0.0), masked);
+        weight_tile[at] = select(weights, vec4(-1.0), masked);
+    }
+    (*row).total = (*row).total * factor + (total.x + total.y + total.z + total.w);
+    return factor;
+}
+
+fn attend(group: u32, thread: u32) {
+    let thread_x = thread % THREADS_X;
+    let thread_y = thread / THREADS_X;
+    // The blocks of a head are neighbours, so that they share its keys in the cache; the last
+    // blocks, which see most under a causal mask, come first.
+    let head_and_batch = group / params.query_blocks;
+    let block = params.query_blocks - 1u - group % params.query_blocks;
+    let here = place(head_and_batch / params.heads, head_and_batch % params.heads);
+    let first_query = block * BLOCK_Q;
+
+    let lane = thread % LANES;
+    let owned_row = thread / LANES;
+    let owns = owned_row < BLOCK_Q;
+    var row = start_row(here.batch, select(params.query_len, first_query + owned_row, owns));
+    var walk = plan_walk(thread, &row);
+
+    // out [ROWS, OUT_VECS] of this thread
+    var acc: array<vec4<f32>, ROWS * OUT_VECS>;
+    if (QUERY_RESIDENT) {
+        stage_query(thread, here, first_query, 0u);
+    }
+    for (var range = 0u; range < walk.count; range++) {
+        let end = walk.ranges[range].y;
+        for (var first = walk.ranges[range].x; first < end; first += i32(BLOCK_K)) {
+            let full = is_full(&walk, first) && (!MODIFIED || params.bias_dtype == 0u);
+
+            // scores [ROWS, COLS] of this thread
+            var scores: array<f32, ROWS * COLS>;
+            for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+                workgroupBarrier();
+                if (!QUERY_RESIDENT) {
+                    stage_query(thread, here, first_query, chunk);
+                }
+                stage_key(thread, here, u32(first), chunk);
+                workgroupBarrier();
+                for (var vector = 0u; vector < CHUNK_VECS; vector++) {
+                    var keys: array<vec4<f32>, COLS>;
+                    for (var column = 0u; column < COLS; column++) {
+                        let slot = column * THREADS_X + thread_x;
+                        keys[column] = stage[KEY_AT + slot * STAGE_STRIDE + vector];
+                    }
+                    for (var r = 0u; r < ROWS; r++) {
+                        let q = stage[(r * THREADS_Y + thread_y) * STAGE_STRIDE + vector];
+                        for (var column = 0u; column < COLS; column++) {
+                            // Not dot(): the sum goes on from the score, one fma each.
+                            var score = scores[r * COLS + column];
+                            score += q.x * keys[column].x;
+                            score += q.y * keys[column].y;
+                            score += q.z * keys[column].z;
+                            score += q.w * keys[column].w;
+                            scores[r * COLS + column] = score;
+                        }
+                    }
+                }
+            }
+            for (var r = 0u; r < ROWS; r++) {
+                let local_row = r * THREADS_Y + thread_y;
+                for (var column = 0u; column < COLS; column += 4u) {
+                    let at = r * COLS + column;
+                    weight_tile[weight_at(local_row, (thread_x * COLS + column) / 4u)] =
+                        vec4(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]);
+                }
+            }
+            workgroupBarrier();
+
+            stage_value(thread, here, u32(first));
+            if (owns) {
+                if (MODIFIED || !full) {
+                    judge(&row, here, owned_row, lane, first, end, full);
+                }
+                let factor = weigh(&row, owned_row, lane, full);
+                if (lane == 0u) {
+                    row_factor[owned_row] = factor;
+                }
+            }
+            workgroupBarrier();
+
+            if (SOFTMAX) {
+                for (var r = 0u; r < ROWS; r++) {
+                    let factor = row_factor[r * THREADS_Y + thread_y];
+                    for (var vector = 0u; vector < OUT_VECS; vector++) {
+                        acc[r * OUT_VECS + vector] *= factor;
+                    }
+                }
+            }
+            for (var base = 0u; base < BLOCK_K; base += VALUE_KEYS) {
+                if (base > 0u) {
+                    workgroupBarrier();
+                    stage_value(thread, here, u32(first) + base);
+                    workgroupBarrier();
+                }
+                for (var column = 0u; column < VALUE_KEYS; column += 4u) {
+                    var weights: array<vec4<f32>, ROWS>;
+                    for (var r = 0u; r < ROWS; r++) {
+                        weights[r] = weight_tile[weight_at(r * THREADS_Y + thread_y, (base + column) / 4u)];
+                    }
+                    for (var vector = 0u; vector < OUT_VECS; vector++) {
+                        let at = VALUE_AT + column * VALUE_STRIDE + vector * THREADS_X + thread_x;
+                        let v0 = stage[at];
+                        let v1 = stage[at + VALUE_STRIDE];
+                        let v2 = stage[at + 2u * VALUE_STRIDE];
+                        let v3 = stage[at + 3u * VALUE_STRIDE];
+                        for (var r = 0u; r < ROWS; r++) {
+                            let w = weights[r];
+                            var sum = acc[r * OUT_VECS + vector];
+                            if (full) {
+                                sum += w.x * v0;
+                                sum += w.y * v1;
+                                sum += w.z * v2;
+                                sum += w.w * v3;
+                            } else {
+                                // A masked value may be anything, and 0 · NaN is no 0.
+                                let none = vec4(0.0);
+                                sum += select(w.x * v0, none, w.x < 0.0);
+                                sum += select(w.y * v1, none, w.y < 0.0);
+                                sum += select(w.z * v2, none, w.z < 0.0);
+                                sum += select(w.w * v3, none, w.w < 0.0);
+                            }
+                            acc[r * OUT_VECS + vector] = sum;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    let total = row_sum(row.total);
+    let poisoned = row_max(select(0.0, 1.0, row.poisoned)) > 0.0;
+    if (owns && lane == 0u) {
+        finish_row(&row, here, owned_row, total, poisoned);
+    }
+    workgroupBarrier();
+    for (var r = 0u; r < ROWS; r++) {
+        let local_row = r * THREADS_Y + thread_y;
+        let query_index = first_query + local_row;
+        if (query_index < params.query_len) {
+            let start = params.out.w + here.batch * params.out.x + here.head * params.out.y
+                + query_index * params.out.z;
+            for (var vector = 0u; vector < OUT_VECS; vector++) {
+                let dim = 4u * (vector * THREADS_X + thread_x);
+                store_out(start + dim, remaining(params.value_dim, dim), acc[r * OUT_VECS + vector] * row_factor[local_row]);
+            }
+        }
+    }
+}
+
+// Leaves the factor of the row's output in `row_factor` and writes its LSE. A row without keys has
+// output 0 and LSE MASKED.
+fn finish_row(row: ptr<function, Row>, here: Place, local_row: u32, total: f32, poisoned: bool) {
+    var factor = 1.0;
+    if (SOFTMAX) {
+        factor = select(0.0, 1.0 / total, total > 0.0);
+    }
+    row_factor[local_row] = select(factor, not_a_number(), poisoned);
+    if (params.has_lse != 0u && (*row).exists) {
+        let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y
+            + u32((*row).query) * params.lse.z;
+        let logarithm = LN_2 * (*row).maximum + log(max(total, 1e-38));
+        lse[at] = select(select(MASKED, logarithm, total > 0.0), not_a_number(), poisoned);
+    }
+}

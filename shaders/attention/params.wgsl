@@ -1,0 +1,104 @@
+// What one piece of an attention call is told, and what it reads and writes. Twin of
+// `AttentionParams` in src/params.rs, where every member is explained.
+
+struct Params {
+    query: vec4<u32>,
+    key: vec4<u32>,
+    value: vec4<u32>,
+    out: vec4<u32>,
+    lse: vec4<u32>,
+    bias: vec4<u32>,
+    term_words: vec4<u32>,
+    term_left: vec4<i32>,
+    term_right: vec4<i32>,
+    term_limit: vec4<i32>,
+    batch: u32,
+    heads: u32,
+    query_len: u32,
+    key_len: u32,
+    head_dim: u32,
+    value_dim: u32,
+    workgroups: u32,
+    query_blocks: u32,
+    batch_base: u32,
+    head_base: u32,
+    key_head_base: u32,
+    value_head_base: u32,
+    query_heads: u32,
+    key_heads: u32,
+    value_heads: u32,
+    offset_kind: u32,
+    offset: i32,
+    query_scale: f32,
+    softcap: f32,
+    sigmoid_bias: f32,
+    bias_dtype: u32,
+    has_lse: u32,
+    document_positions: u32,
+    nan: u32,
+    query_offset_at: u32,
+    query_starts_at: u32,
+    key_starts_at: u32,
+    documents: u32,
+    key_lengths_at: u32,
+    query_roles_at: u32,
+    key_roles_at: u32,
+    role_table_at: u32,
+    tree_bits_at: u32,
+    dense_mask_at: u32,
+    dense_mask_batch: u32,
+    dense_mask_head: u32,
+    dense_mask_row: u32,
+    alibi_slopes_at: u32,
+    key_bias_at: u32,
+    key_bias_batch: u32,
+    key_bias_head: u32,
+    stage: u32,
+    terms: u32,
+    padding: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> query: array<Word>;
+@group(0) @binding(2) var<storage, read> key: array<Word>;
+@group(0) @binding(3) var<storage, read> value: array<Word>;
+@group(0) @binding(4) var<storage, read_write> out: array<OutWord>;
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>;
+// Lengths, roles, bits: see `Arrays`.
+@group(0) @binding(6) var<storage, read> metadata: array<u32>;
+// Slopes and biases per key: see `Arrays`.
+@group(0) @binding(7) var<storage, read> side: array<f32>;
+@group(0) @binding(8) var<storage, read> bias: array<u32>;
+
+const ABSENT: u32 = 0xffffffffu;
+const LOG2_E: f32 = 1.4426950408889634;
+const LN_2: f32 = 0.6931471805599453;
+// Stands for −∞, which WGSL cannot write; anything at or below EMPTY means "nothing".
+const MASKED: f32 = -1e30;
+const EMPTY: f32 = -5e29;
+
+// The head and batch entry that a workgroup or invocation works on.
+struct Place {
+    batch: u32, // in the piece
+    head: u32, // query head, in the piece
+    key_head: u32,
+    value_head: u32,
+}
+
+fn place(batch: u32, head: u32) -> Place {
+    let whole_head = params.head_base + head;
+    return Place(
+        batch,
+        head,
+        whole_head * params.key_heads / params.query_heads - params.key_head_base,
+        whole_head * params.value_heads / params.query_heads - params.value_head_base,
+    );
+}
+
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+fn not_a_number() -> f32 {
+    return bitcast<f32>(params.nan);
+}

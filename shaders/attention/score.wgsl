@@ -1,0 +1,52 @@
+// The score modifiers: softcap, then ALiBi, the bias per key and the bias per pair.
+
+// The bits of one element of the bias, widened to those of an f32.
+fn bias_bits(element: u32) -> u32 {
+    if (params.bias_dtype == 1u) {
+        return bias[element];
+    }
+    let word = bias[element / 2u];
+    let half = select(word & 0xffffu, word >> 16u, (element & 1u) == 1u);
+    if (params.bias_dtype == 3u) {
+        return half << 16u;
+    }
+    if ((half & 0x7fffu) == 0x7c00u) {
+        return ((half & 0x8000u) << 16u) | 0x7f800000u;
+    }
+    return bitcast<u32>(unpack2x16float(half).x);
+}
+
+// A modified score, given scale · q·k; MASKED where the bias says −∞.
+fn modify(row: ptr<function, Row>, here: Place, key_index: u32, scaled: f32) -> f32 {
+    var score = scaled;
+    if (params.softcap > 0.0) {
+        // Some tanh overflow beyond 88; it is 1 to the last bit from 10 on. A score that is no
+        // number must stay none.
+        let capped = params.softcap * tanh(clamp(score / params.softcap, -15.0, 15.0));
+        score = select(score, capped, is_finite(score));
+    }
+    let head = params.head_base + here.head;
+    let batch = params.batch_base + here.batch;
+    if (params.alibi_slopes_at != ABSENT) {
+        let distance = abs((*row).position - i32(key_index));
+        score -= side[params.alibi_slopes_at + head] * f32(distance);
+    }
+    if (params.key_bias_at != ABSENT) {
+        let line = params.key_bias_at + batch * params.key_bias_batch + head * params.key_bias_head;
+        let bits = bitcast<u32>(side[line + key_index]);
+        if (bits == 0xff800000u) {
+            return MASKED;
+        }
+        score += bitcast<f32>(bits);
+    }
+    if (params.bias_dtype != 0u) {
+        let line = params.bias.w + here.batch * params.bias.x + here.head * params.bias.y
+            + u32((*row).query) * params.bias.z;
+        let bits = bias_bits(line + key_index);
+        if (bits == 0xff800000u) {
+            return MASKED;
+        }
+        score += bitcast<f32>(bits);
+    }
+    return score;
+}

@@ -1,0 +1,108 @@
+// attention.scores: one workgroup computes one row of scores, [key_len] of [batch, heads,
+// query_len, key_len], at one of four stages, for whoever wants to see an attention map. Plain:
+// each thread takes every THREADS-th key; weights are made in a second pass over its own scores.
+// The scores are written through the f32 binding `lse`.
+
+const SCALED: u32 = 0u;
+const MODIFIED_STAGE: u32 = 1u;
+const MASKED_STAGE: u32 = 2u;
+const PROBABILITIES: u32 = 3u;
+
+var<workgroup> partial: array<f32, THREADS>;
+
+// Every thread calls it in uniform control flow; all get the same bits.
+fn group_max(thread: u32, x: f32) -> f32 {
+    workgroupBarrier();
+    partial[thread] = x;
+    workgroupBarrier();
+    var largest = partial[0];
+    for (var i = 1u; i < THREADS; i++) {
+        largest = max(largest, partial[i]);
+    }
+    return largest;
+}
+
+fn group_sum(thread: u32, x: f32) -> f32 {
+    workgroupBarrier();
+    partial[thread] = x;
+    workgroupBarrier();
+    var total = partial[0];
+    for (var i = 1u; i < THREADS; i++) {
+        total += partial[i];
+    }
+    return total;
+}
+
+// scale · q·k
+fn scaled_score(here: Place, query_index: u32, key_index: u32) -> f32 {
+    let query_start = params.query.w + here.batch * params.query.x + here.head * params.query.y
+        + query_index * params.query.z;
+    let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y
+        + key_index * params.key.z;
+    var score = 0.0;
+    for (var dim = 0u; dim < params.head_dim; dim += 4u) {
+        let count = params.head_dim - dim;
+        score += dot(params.query_scale * load_query(query_start + dim, count), load_key(key_start + dim, count));
+    }
+    return score;
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let index = group.x + group.y * groups.x;
+    if (index >= params.workgroups) {
+        return;
+    }
+    let query_index = index % params.query_len;
+    let head_and_batch = index / params.query_len;
+    let here = place(head_and_batch / params.heads, head_and_batch % params.heads);
+    let start = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + query_index * params.lse.z;
+    var row = start_row(here.batch, query_index);
+
+    var maximum = MASKED;
+    var spoilt = 0.0;
+    for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
+        var score = scaled_score(here, query_index, key_index);
+        if (params.stage >= MODIFIED_STAGE) {
+            score = modify(&row, here, key_index, score);
+        }
+        if (params.stage >= MASKED_STAGE && !keeps(&row, here, i32(key_index))) {
+            score = MASKED;
+        }
+        maximum = max(maximum, score);
+        spoilt = select(1.0, spoilt, is_finite(score));
+        lse[start + key_index] = score;
+    }
+    if (params.stage < PROBABILITIES) {
+        return;
+    }
+    maximum = group_max(thread, maximum);
+    let poisoned = group_max(thread, spoilt) > 0.0;
+    var total = 0.0;
+    for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
+        let score = lse[start + key_index];
+        var weight = 0.0;
+        if (score > EMPTY) {
+            if (SOFTMAX) {
+                weight = exp2(LOG2_E * (score - maximum));
+            } else {
+                weight = 1.0 / (1.0 + exp2(min(-(LOG2_E * score + params.sigmoid_bias), 100.0)));
+            }
+        }
+        total += weight;
+        lse[start + key_index] = weight;
+    }
+    var factor = 1.0;
+    if (SOFTMAX) {
+        total = group_sum(thread, total);
+        factor = select(0.0, 1.0 / total, total > 0.0);
+    }
+    factor = select(factor, not_a_number(), poisoned);
+    for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
+        lse[start + key_index] *= factor;
+    }
+}

@@ -1,0 +1,88 @@
+// Which tiles of keys a block of queries visits: each term's range over all rows of the block,
+// merged to disjoint ascending ranges.
+// Expects: THREADS, TERMS, BLOCK_K; every thread of the workgroup calls `plan_walk`.
+
+struct Walk {
+    // [start, end) of the merged ranges
+    ranges: array<vec2<i32>, TERMS>,
+    count: u32,
+    // [start, end) that a term keeps for every row of the block without a test
+    full: array<vec2<i32>, TERMS>,
+}
+
+var<workgroup> term_start: array<atomic<i32>, TERMS>;
+var<workgroup> term_end: array<atomic<i32>, TERMS>;
+var<workgroup> full_start: array<atomic<i32>, TERMS>;
+var<workgroup> full_end: array<atomic<i32>, TERMS>;
+var<workgroup> shared_walk: Walk;
+
+fn plan_walk(thread: u32, row: ptr<function, Row>) -> Walk {
+    let key_len = i32(params.key_len);
+    for (var term = thread; term < TERMS; term += THREADS) {
+        atomicStore(&term_start[term], key_len);
+        atomicStore(&term_end[term], 0);
+        atomicStore(&full_start[term], 0);
+        atomicStore(&full_end[term], key_len);
+    }
+    workgroupBarrier();
+    for (var term = 0u; term < TERMS; term++) {
+        if ((*row).exists) {
+            let start = (*row).start[term];
+            let end = (*row).end[term];
+            if (start < end) {
+                atomicMin(&term_start[term], start);
+                atomicMax(&term_end[term], end);
+            }
+            atomicMax(&full_start[term], start);
+            atomicMin(&full_end[term], end);
+        }
+    }
+    workgroupBarrier();
+    if (thread == 0u) {
+        merge_ranges();
+    }
+    return workgroupUniformLoad(&shared_walk);
+}
+
+// Takes the ranges in order of their starts and joins those that touch.
+fn merge_ranges() {
+    var taken: array<bool, TERMS>;
+    var walk: Walk;
+    for (var n = 0u; n < TERMS; n++) {
+        var next = TERMS;
+        var start = i32(params.key_len);
+        for (var term = 0u; term < TERMS; term++) {
+            let candidate = atomicLoad(&term_start[term]);
+            if (!taken[term] && candidate < start) {
+                next = term;
+                start = candidate;
+            }
+        }
+        if (next < TERMS) {
+            taken[next] = true;
+            let end = atomicLoad(&term_end[next]);
+            if (walk.count > 0u && start <= walk.ranges[walk.count - 1u].y) {
+                walk.ranges[walk.count - 1u].y = max(walk.ranges[walk.count - 1u].y, end);
+            } else {
+                walk.ranges[walk.count] = vec2(start, end);
+                walk.count += 1u;
+            }
+        }
+    }
+    for (var term = 0u; term < TERMS; term++) {
+        if ((params.term_words[term] & (ROLES | TREE | DENSE)) == 0u) {
+            walk.full[term] = vec2(atomicLoad(&full_start[term]), atomicLoad(&full_end[term]));
+        }
+    }
+    shared_walk = walk;
+}
+
+// Whether every row of the block keeps every key of the tile that starts at `first`.
+fn is_full(walk: ptr<function, Walk>, first: i32) -> bool {
+    var full = false;
+    for (var term = 0u; term < TERMS; term++) {
+        let range = (*walk).full[term];
+        full = full || (range.x <= first && first + i32(BLOCK_K) <= range.y);
+    }
+    return full;
+}

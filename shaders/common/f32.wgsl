@@ -1,0 +1,17 @@
+// f32 elements: one to a word.
+
+alias Packed4 = vec4<f32>;
+const PER_WORD: u32 = 1u;
+
+fn unpack4(packed: Packed4) -> vec4<f32> {
+    return packed;
+}
+
+fn pack4(x: vec4<f32>) -> Packed4 {
+    return x;
+}
+
+// Element `index % PER_WORD` of a word.
+fn unpack1(word: u32, index: u32) -> f32 {
+    return bitcast<f32>(word);
+}

@@ -1,0 +1,688 @@
+//! Binding attention: views are checked, side arrays packed, and large tensors cut into pieces.
+
+use std::ops::Range;
+
+use super::{Activation, Attention, Output, Positions, Stage, Variant};
+use crate::params::{ABSENT, AttentionParams, NarrowParams, UNBOUNDED};
+use crate::plan::{Bound, Copy, Inputs, Outputs, PackedLayout, Plan, Step};
+use crate::shader::{Binding, Header, Source, Target, fragment};
+use crate::{Alignment, Array, Arrays, Broadcast, Context, DType, Error, Term, View};
+
+/// Threads of one workgroup of `common.narrow`.
+const NARROW_THREADS: u32 = 64;
+
+const NARROW_BINDINGS: &[Binding] = &[Binding::Uniform, Binding::Read, Binding::Write];
+
+impl Attention {
+    /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
+    /// write whole words: 16-bit elements at any offset and stride.
+    pub(super) fn narrow_source(&self) -> Option<Source> {
+        let needed = matches!(self.output, Output::Attention { .. })
+            && self.alignment() == Alignment::Any
+            && self.dtype != DType::F32;
+        let dtype = match self.dtype {
+            DType::BF16 => fragment!(super "common/bf16.wgsl"),
+            _ => fragment!(super "common/f16.wgsl"),
+        };
+        let header = Header::default().size("THREADS", NARROW_THREADS);
+        let fragments = [dtype, fragment!(super "common/narrow.wgsl")];
+        needed.then(|| {
+            let target = Target::current();
+            Source::compose("common.narrow", target, &header, &fragments, NARROW_BINDINGS)
+        })
+    }
+}
+
+/// The tensors of a call by name; the order is that of the bindings.
+struct Tensors<'a> {
+    query: View<'a>,
+    key: View<'a>,
+    value: View<'a>,
+    out: Option<View<'a>>,
+    /// The LSE, or the scores.
+    rows: Option<View<'a>>,
+    bias: Option<View<'a>>,
+}
+
+/// Some batch entries and some query heads of a call.
+#[derive(Clone, Debug)]
+struct Piece {
+    batch: Range<u32>,
+    heads: Range<u32>,
+}
+
+impl Plan {
+    pub(crate) fn bind_checked(
+        &self,
+        inputs: &Inputs<'_>,
+        outputs: &Outputs<'_>,
+    ) -> Result<Bound, Error> {
+        let attention = &self.attention;
+        let tensors = Tensors::check(attention, inputs, outputs)?;
+        crate::arrays::check_arrays(attention, &inputs.arrays)?;
+        let packed = Packed::new(&self.context, &inputs.arrays)?;
+
+        let mut steps = Vec::new();
+        let shape = &attention.shape;
+        if !shape.out().contains(&0) {
+            let whole = Piece { batch: 0..shape.batch, heads: 0..shape.query_heads };
+            let pieces = tensors.pieces(self, whole)?;
+            let workspace = self.workspace(&pieces)?;
+            for piece in &pieces {
+                let part = tensors.part(attention, piece);
+                if !part.rows.is_some_and(|rows| rows.shape.contains(&0)) {
+                    self.push_steps(&mut steps, piece, &part, &packed, workspace.as_ref())?;
+                }
+            }
+        }
+        Ok(Bound {
+            label: self.variant.label(),
+            copies: packed.copies,
+            steps,
+            metadata: packed.metadata,
+            side: packed.side,
+            layout: packed.layout,
+        })
+    }
+
+    /// The f32 output of the largest piece, where the output goes through one.
+    fn workspace(&self, pieces: &[Piece]) -> Result<Option<wgpu::Buffer>, Error> {
+        if self.narrow.is_none() {
+            return Ok(None);
+        }
+        let shape = &self.attention.shape;
+        let rows = |piece: &Piece| piece.batch.len() as u64 * piece.heads.len() as u64;
+        let largest = pieces.iter().map(rows).max().unwrap_or(0);
+        let size = 4 * largest * u64::from(shape.query_len) * u64::from(shape.value_dim);
+        let allowed = self.context.caps().buffer;
+        if size > allowed {
+            return Err(Error::Limit {
+                what: "the f32 workspace behind `out`".into(),
+                limit: "maxBufferSize",
+                needed: size,
+                allowed,
+            });
+        }
+        Ok(Some(buffer(&self.context, "workspace", size, wgpu::BufferUsages::STORAGE, None)))
+    }
+
+    /// The dispatches of one piece.
+    fn push_steps(
+        &self,
+        steps: &mut Vec<Step>,
+        piece: &Piece,
+        part: &Tensors<'_>,
+        packed: &Packed,
+        workspace: Option<&wgpu::Buffer>,
+    ) -> Result<(), Error> {
+        let shape = &self.attention.shape;
+        let (batches, heads) = (piece.batch.len() as u32, piece.heads.len() as u32);
+        let wide = workspace
+            .map(|w| View::new(w, DType::F32, [batches, heads, shape.query_len, shape.value_dim]));
+        let direct = Tensors { out: wide.or(part.out), ..*part };
+
+        let block_q = self.tiles.map_or(1, |tiles| tiles.block_q);
+        let query_blocks = shape.query_len.div_ceil(block_q);
+        let workgroups = u64::from(query_blocks) * u64::from(batches) * u64::from(heads);
+        let params = AttentionParams {
+            workgroups: workgroups as u32,
+            query_blocks,
+            ..self.params(piece, &direct, packed)
+        };
+        steps.push(Step {
+            pipeline: self.pipeline.clone(),
+            group: self.group(&params, &direct, packed),
+            workgroups: self.grid(workgroups)?,
+        });
+        if let (Some(pipeline), Some(wide), Some(out)) = (&self.narrow, wide, part.out) {
+            steps.push(self.narrow_step(pipeline, &wide, &out)?);
+        }
+        Ok(())
+    }
+
+    /// A dispatch of at least `workgroups`, in two dimensions where one is too short.
+    fn grid(&self, workgroups: u64) -> Result<(u32, u32), Error> {
+        let allowed = u64::from(self.context.caps().workgroups_per_dimension);
+        let x = workgroups.min(allowed).max(1);
+        let y = workgroups.div_ceil(x);
+        if y > allowed || workgroups > u64::from(u32::MAX) {
+            return Err(Error::Limit {
+                what: "a dispatch in two dimensions".into(),
+                limit: "maxComputeWorkgroupsPerDimension",
+                needed: y,
+                allowed,
+            });
+        }
+        Ok((x as u32, y as u32))
+    }
+
+    fn params(&self, piece: &Piece, part: &Tensors<'_>, packed: &Packed) -> AttentionParams {
+        let attention = &self.attention;
+        let (shape, score) = (&attention.shape, &attention.score);
+        let alignment = u64::from(self.context.caps().storage_alignment);
+        let reach = |view: Option<View<'_>>| view.map_or([0; 4], |view| view.reach(alignment));
+        let at = |at: Option<u32>| at.unwrap_or(ABSENT);
+        let layout = &packed.layout;
+        let softmax = attention.activation == Activation::Softmax;
+        let scores = matches!(attention.output, Output::Scores(_));
+        // Scores are handed out in natural units; weights are powers of two.
+        let folds = !score.is_modified() && !scores;
+        let log2_e = std::f32::consts::LOG2_E;
+        let terms = attention.mask.terms();
+        let term = |f: fn(&Term) -> u32| std::array::from_fn(|i| terms.get(i).map_or(0, f));
+        let bound = |f: fn(&Term) -> i32| std::array::from_fn(|i| terms.get(i).map_or(0, f));
+        let dense_mask_row = shape.key_len.div_ceil(32);
+        let (dense_mask_batch, dense_mask_head) = broadcast_strides(
+            packed.dense_mask,
+            shape.query_heads,
+            shape.query_len * dense_mask_row,
+        );
+        let (key_bias_batch, key_bias_head) =
+            broadcast_strides(score.key_bias, shape.query_heads, shape.key_len);
+        AttentionParams {
+            query: reach(Some(part.query)),
+            key: reach(Some(part.key)),
+            value: reach(Some(part.value)),
+            out: reach(part.out),
+            lse: reach(part.rows),
+            bias: reach(part.bias),
+            term_words: term(words),
+            term_left: bound(|t| clamp_bound(t.window.and_then(|w| w.0))),
+            term_right: bound(|t| {
+                let right = clamp_bound(t.window.and_then(|w| w.1));
+                if t.causal { right.min(0) } else { right }
+            }),
+            term_limit: bound(|t| clamp_bound(t.sink).min(clamp_bound(t.prefix))),
+            batch: piece.batch.len() as u32,
+            heads: piece.heads.len() as u32,
+            query_len: shape.query_len,
+            key_len: shape.key_len,
+            head_dim: shape.head_dim,
+            value_dim: shape.value_dim,
+            workgroups: 0,
+            query_blocks: 0,
+            batch_base: piece.batch.start,
+            head_base: piece.heads.start,
+            key_head_base: shape.key_head(piece.heads.start),
+            value_head_base: shape.value_head(piece.heads.start),
+            query_heads: shape.query_heads,
+            key_heads: shape.key_heads,
+            value_heads: shape.value_heads,
+            offset_kind: match attention.positions {
+                Positions::TopLeft => 0,
+                Positions::BottomRight if attention.mask.any(|t| t.lengths) => 2,
+                Positions::BottomRight => 1,
+                Positions::PerBatch => 3,
+            },
+            offset: match attention.positions {
+                Positions::BottomRight => shape.key_len as i32 - shape.query_len as i32,
+                _ => 0,
+            },
+            query_scale: attention.scale() * if folds { log2_e } else { 1.0 },
+            softcap: score.softcap.unwrap_or(0.0),
+            sigmoid_bias: if softmax { 0.0 } else { attention.sigmoid_bias() * log2_e },
+            bias_dtype: match score.bias {
+                None => 0,
+                Some((DType::F32, _)) => 1,
+                Some((DType::F16, _)) => 2,
+                Some((DType::BF16, _)) => 3,
+            },
+            has_lse: u32::from(attention.output == (Output::Attention { lse: true })),
+            document_positions: u32::from(terms.iter().all(|t| t.documents)),
+            nan: f32::NAN.to_bits(),
+            query_offset_at: at(layout.query_offset),
+            query_starts_at: at(layout.query_starts),
+            key_starts_at: at(layout.key_starts),
+            documents: packed.documents,
+            key_lengths_at: at(layout.key_lengths),
+            query_roles_at: at(layout.query_roles),
+            key_roles_at: at(layout.key_roles),
+            role_table_at: at(layout.role_table),
+            tree_bits_at: at(layout.tree_bits),
+            dense_mask_at: at(layout.dense_mask),
+            dense_mask_batch,
+            dense_mask_head,
+            dense_mask_row,
+            alibi_slopes_at: at(layout.alibi_slopes),
+            key_bias_at: at(layout.key_bias),
+            key_bias_batch,
+            key_bias_head,
+            stage: match attention.output {
+                Output::Scores(Stage::Modified) => 1,
+                Output::Scores(Stage::Masked) => 2,
+                Output::Scores(Stage::Probabilities) => 3,
+                _ => 0,
+            },
+            terms: terms.len() as u32,
+            padding: 0,
+        }
+    }
+
+    fn group(
+        &self,
+        params: &AttentionParams,
+        part: &Tensors<'_>,
+        packed: &Packed,
+    ) -> wgpu::BindGroup {
+        let context = &self.context;
+        let uniform = uniform(context, bytemuck::bytes_of(params));
+        let read = |view: Option<View<'_>>| binding(context, view, context.absent_input());
+        let write = |view: Option<View<'_>>| binding(context, view, context.absent_output());
+        // The output's place is taken by a buffer of its own where scores are asked for.
+        let own = buffer(context, "absent output", 16, wgpu::BufferUsages::STORAGE, None);
+        let out = match part.out {
+            Some(_) => write(part.out),
+            None => own.as_entire_buffer_binding(),
+        };
+        let resources = [
+            uniform.as_entire_buffer_binding(),
+            read(Some(part.query)),
+            read(Some(part.key)),
+            read(Some(part.value)),
+            out,
+            write(part.rows),
+            packed.metadata.as_entire_buffer_binding(),
+            packed.side.as_entire_buffer_binding(),
+            read(part.bias),
+        ];
+        bind_group(context, &self.pipeline, self.variant.label(), &resources)
+    }
+
+    fn narrow_step(
+        &self,
+        pipeline: &wgpu::ComputePipeline,
+        wide: &View<'_>,
+        out: &View<'_>,
+    ) -> Result<Step, Error> {
+        let context = &self.context;
+        let [_, _, _, offset] = out.reach(u64::from(context.caps().storage_alignment));
+        let mut axes: Vec<usize> = (0..4).collect();
+        axes.sort_by_key(|&axis| std::cmp::Reverse(out.strides[axis]));
+        let sorted = |strides: [u64; 4]| std::array::from_fn(|i| strides[axes[i]] as u32);
+        let end = u64::from(offset) + out.span().unwrap_or(0);
+        let workgroups = end.div_ceil(2).div_ceil(u64::from(NARROW_THREADS));
+        let params = NarrowParams {
+            sizes: std::array::from_fn(|i| out.shape[axes[i]]),
+            strides: sorted(out.strides),
+            source: sorted(wide.strides),
+            offset,
+            end: end as u32,
+            workgroups: workgroups as u32,
+            padding: 0,
+        };
+        let uniform = uniform(context, bytemuck::bytes_of(&params));
+        let resources = [
+            uniform.as_entire_buffer_binding(),
+            binding(context, Some(*wide), context.absent_input()),
+            binding(context, Some(*out), context.absent_output()),
+        ];
+        Ok(Step {
+            pipeline: pipeline.clone(),
+            group: bind_group(context, pipeline, "common.narrow", &resources),
+            workgroups: self.grid(workgroups)?,
+        })
+    }
+}
+
+impl<'a> Tensors<'a> {
+    /// Checks every view against the configuration and against the others.
+    fn check(
+        attention: &Attention,
+        inputs: &Inputs<'a>,
+        outputs: &Outputs<'a>,
+    ) -> Result<Self, Error> {
+        let (shape, dtype) = (&attention.shape, Some(attention.dtype));
+        inputs.query.check("query", shape.query(), dtype)?;
+        inputs.key.check("key", shape.key(), dtype)?;
+        inputs.value.check("value", shape.value(), dtype)?;
+        let bias = attention.score.bias.map(|(dtype, broadcast)| {
+            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
+            ([batch, heads, shape.query_len, shape.key_len], dtype)
+        });
+        let bias = expected("bias", inputs.bias, bias)?;
+        let (out, lse, scores) = match attention.output {
+            Output::Attention { lse } => {
+                (Some((shape.out(), attention.dtype)), lse.then(|| (shape.lse(), DType::F32)), None)
+            }
+            Output::Scores(_) => (None, None, Some((shape.scores(), DType::F32))),
+        };
+        let out = expected("out", outputs.out, out)?;
+        let lse = expected("lse", outputs.lse, lse)?;
+        let scores = expected("scores", outputs.scores, scores)?;
+
+        let read = [
+            ("query", Some(inputs.query)),
+            ("key", Some(inputs.key)),
+            ("value", Some(inputs.value)),
+            ("bias", bias),
+        ];
+        let written = [("out", out), ("lse", lse), ("scores", scores)];
+        check_buffers(&read, &written)?;
+        if attention.alignment() == Alignment::Vec4 {
+            for (name, view) in read.iter().take(3).chain(&written[..1]) {
+                if let Some(view) = view {
+                    view.check_vec4(name)?;
+                }
+            }
+        }
+        let Inputs { query, key, value, .. } = *inputs;
+        Ok(Self { query, key, value, out, rows: lse.or(scores), bias })
+    }
+
+    /// The views of one piece.
+    fn part(&self, attention: &Attention, piece: &Piece) -> Self {
+        let shape = &attention.shape;
+        let heads_of = |head: fn(&crate::Shape, u32) -> u32| {
+            head(shape, piece.heads.start)..head(shape, piece.heads.end - 1) + 1
+        };
+        let whole = |view: View<'a>| view.part(piece.batch.clone(), piece.heads.clone());
+        let bias = attention.score.bias.map(|(_, broadcast)| broadcast);
+        Self {
+            query: whole(self.query),
+            key: self.key.part(piece.batch.clone(), heads_of(crate::Shape::key_head)),
+            value: self.value.part(piece.batch.clone(), heads_of(crate::Shape::value_head)),
+            out: self.out.map(whole),
+            rows: self.rows.map(whole),
+            bias: self.bias.zip(bias).map(|(view, broadcast)| {
+                let batch = if broadcast.per_batch { piece.batch.clone() } else { 0..1 };
+                let heads = if broadcast.per_head { piece.heads.clone() } else { 0..1 };
+                view.part(batch, heads)
+            }),
+        }
+    }
+
+    /// Cuts `piece` in halves, by batch entries and then by heads, until every view of every part
+    /// can be bound.
+    fn pieces(&self, plan: &Plan, piece: Piece) -> Result<Vec<Piece>, Error> {
+        let caps = plan.context.caps();
+        let alignment = u64::from(caps.storage_alignment);
+        let part = self.part(&plan.attention, &piece);
+        let named = [
+            ("query", Some(part.query)),
+            ("key", Some(part.key)),
+            ("value", Some(part.value)),
+            ("out", part.out),
+            ("lse or scores", part.rows),
+            ("bias", part.bias),
+        ];
+        let bound = |view: &View<'_>| {
+            let bytes = view.bytes(alignment);
+            bytes.end - bytes.start
+        };
+        let mut tight = named
+            .into_iter()
+            .filter_map(|(name, view)| Some((name, bound(&view?))))
+            .filter(|&(_, size)| size > caps.storage_binding);
+        let Some((name, needed)) = tight.next() else {
+            return Ok(vec![piece]);
+        };
+        let halves = |range: &Range<u32>| {
+            let middle = range.start + range.len() as u32 / 2;
+            (range.start..middle, middle..range.end)
+        };
+        let (first, second) = if piece.batch.len() > 1 {
+            let (a, b) = halves(&piece.batch);
+            (Piece { batch: a, ..piece.clone() }, Piece { batch: b, ..piece })
+        } else if piece.heads.len() > 1 {
+            let (a, b) = halves(&piece.heads);
+            (Piece { heads: a, ..piece.clone() }, Piece { heads: b, ..piece })
+        } else {
+            return Err(Error::Limit {
+                what: format!("tensor `{name}`, bytes of one head of one batch entry"),
+                limit: "maxStorageBufferBindingSize",
+                needed,
+                allowed: caps.storage_binding,
+            });
+        };
+        let mut pieces = self.pieces(plan, first)?;
+        pieces.extend(self.pieces(plan, second)?);
+        Ok(pieces)
+    }
+}
+
+/// A view that must be there exactly when the configuration asks for it.
+fn expected<'a>(
+    name: &str,
+    view: Option<View<'a>>,
+    wanted: Option<([u32; 4], DType)>,
+) -> Result<Option<View<'a>>, Error> {
+    match (view, wanted) {
+        (Some(view), Some((shape, dtype))) => view.check(name, shape, Some(dtype)).map(|()| Some(view)),
+        (None, Some((shape, dtype))) => {
+            Err(Error::tensor(name, format!("a view of {dtype} {shape:?}"), "none"))
+        }
+        (Some(_), None) => {
+            Err(Error::tensor(name, "none: the configuration does not use it", "a view"))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+type Named<'a> = (&'static str, Option<View<'a>>);
+
+/// No output shares a buffer with anything, but for two outputs whose bindings keep apart.
+fn check_buffers(read: &[Named<'_>], written: &[Named<'_>]) -> Result<(), Error> {
+    let present = |named: &[Named<'_>]| -> Vec<(&'static str, wgpu::Buffer, Range<u64>)> {
+        let with_bytes = |(name, view): &Named<'_>| {
+            // The strictest offset alignment there is, so that the answer suits every device.
+            view.map(|view| (*name, view.buffer.clone(), view.bytes(256)))
+        };
+        named.iter().filter_map(with_bytes).collect()
+    };
+    let written = present(written);
+    for (index, (output, buffer, bytes)) in written.iter().enumerate() {
+        for (other, other_buffer, _) in present(read) {
+            if *buffer == other_buffer {
+                let (output, other) = (output.to_string(), other.to_string());
+                return Err(Error::SharedBuffer { output, other });
+            }
+        }
+        for (other, other_buffer, other_bytes) in &written[..index] {
+            if buffer == other_buffer
+                && bytes.start < other_bytes.end
+                && other_bytes.start < bytes.end
+            {
+                return Err(Error::tensor(
+                    *output,
+                    format!("a range at least 256 bytes apart from that of `{other}`"),
+                    format!("bytes {bytes:?} of one buffer, where `{other}` has {other_bytes:?}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The bits of a term's words that are not numbers, as `shaders/attention/mask.wgsl` reads them.
+fn words(term: &Term) -> u32 {
+    [
+        term.causal_top_left,
+        term.documents,
+        term.lengths,
+        term.roles,
+        term.tree,
+        term.dense,
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(bit, set)| u32::from(set) << bit)
+    .sum()
+}
+
+fn clamp_bound(bound: Option<u32>) -> i32 {
+    bound.map_or(UNBOUNDED, |bound| bound.min(UNBOUNDED as u32) as i32)
+}
+
+/// Numbers between batch entries and between heads of an array of `row` numbers each.
+fn broadcast_strides(broadcast: Option<Broadcast>, heads: u32, row: u32) -> (u32, u32) {
+    let Some(broadcast) = broadcast else { return (0, 0) };
+    let (_, own_heads) = broadcast.sizes(1, heads);
+    (
+        if broadcast.per_batch { own_heads * row } else { 0 },
+        if broadcast.per_head { row } else { 0 },
+    )
+}
+
+/// The side arrays in two buffers, and the copies that fill what lies on the device.
+struct Packed {
+    metadata: wgpu::Buffer,
+    side: wgpu::Buffer,
+    layout: PackedLayout,
+    copies: Vec<Copy>,
+    documents: u32,
+    /// Along which axes the dense mask has bits of its own.
+    dense_mask: Option<Broadcast>,
+}
+
+/// Words so far, and the arrays that are to be copied in by the device.
+#[derive(Default)]
+struct Packer<'a> {
+    words: Vec<u32>,
+    devices: Vec<(&'a wgpu::Buffer, u64, u64, u64)>,
+}
+
+impl<'a> Packer<'a> {
+    /// Adds an array and says where it starts.
+    fn push(&mut self, array: Option<Array<'a>>) -> Option<u32> {
+        let at = self.words.len();
+        match array? {
+            Array::Host(values) => self.words.extend_from_slice(values),
+            Array::Device { buffer, offset, len } => {
+                self.devices.push((buffer, 4 * offset, 4 * at as u64, 4 * len as u64));
+                self.words.resize(at + len, 0);
+            }
+            Array::Reserved { len } => self.words.resize(at + len, 0),
+        }
+        Some(at as u32)
+    }
+
+    fn finish(
+        mut self,
+        context: &Context,
+        label: &str,
+        copies: &mut Vec<Copy>,
+    ) -> Result<wgpu::Buffer, Error> {
+        self.words.resize(self.words.len().max(4), 0);
+        let size = 4 * self.words.len() as u64;
+        let allowed = context.caps().storage_binding;
+        if size > allowed {
+            return Err(Error::Limit {
+                what: format!("the {label} buffer of side arrays, in bytes"),
+                limit: "maxStorageBufferBindingSize",
+                needed: size,
+                allowed,
+            });
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let words = bytemuck::cast_slice(&self.words);
+        let target = buffer(context, label, size, usage, Some(words));
+        copies.extend(self.devices.into_iter().map(|(source, source_offset, target_offset, size)| {
+            Copy {
+                source: source.clone(),
+                source_offset,
+                target: target.clone(),
+                target_offset,
+                size,
+            }
+        }));
+        Ok(target)
+    }
+}
+
+impl Packed {
+    fn new(context: &Context, arrays: &Arrays<'_>) -> Result<Self, Error> {
+        let (mut metadata, mut side) = (Packer::default(), Packer::default());
+        let layout = PackedLayout {
+            query_offset: metadata.push(arrays.query_offset),
+            query_starts: metadata.push(arrays.query_starts),
+            key_starts: metadata.push(arrays.key_starts),
+            key_lengths: metadata.push(arrays.key_lengths),
+            query_roles: metadata.push(arrays.query_roles),
+            key_roles: metadata.push(arrays.key_roles),
+            role_table: metadata.push(arrays.role_table),
+            tree_bits: metadata.push(arrays.tree_bits),
+            dense_mask: metadata.push(arrays.dense_mask.map(|(array, _)| array)),
+            alibi_slopes: side.push(arrays.alibi_slopes),
+            key_bias: side.push(arrays.key_bias),
+        };
+        let mut copies = Vec::new();
+        let documents = arrays.query_starts.map_or(0, |starts| starts.len() - 1) as u32;
+        Ok(Self {
+            metadata: metadata.finish(context, "metadata", &mut copies)?,
+            side: side.finish(context, "side", &mut copies)?,
+            layout,
+            copies,
+            documents,
+            dense_mask: arrays.dense_mask.map(|(_, broadcast)| broadcast),
+        })
+    }
+}
+
+/// A buffer of the workspace, filled with `contents` if there are any.
+fn buffer(
+    context: &Context,
+    label: &str,
+    size: u64,
+    usage: wgpu::BufferUsages,
+    contents: Option<&[u8]>,
+) -> wgpu::Buffer {
+    let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size,
+        usage,
+        mapped_at_creation: contents.is_some(),
+    });
+    if let Some(contents) = contents {
+        // Creation may have failed for want of memory; the error scope around `bind` tells.
+        if let Ok(mut mapped) = buffer.slice(..).get_mapped_range_mut() {
+            mapped.copy_from_slice(contents);
+        }
+        buffer.unmap();
+    }
+    buffer
+}
+
+fn uniform(context: &Context, contents: &[u8]) -> wgpu::Buffer {
+    let usage = wgpu::BufferUsages::UNIFORM;
+    buffer(context, "params", contents.len() as u64, usage, Some(contents))
+}
+
+/// The binding of a view, or of `absent` where there is none or nothing in it.
+fn binding<'b>(
+    context: &Context,
+    view: Option<View<'b>>,
+    absent: &'b wgpu::Buffer,
+) -> wgpu::BufferBinding<'b> {
+    match view.filter(|view| view.span() != Some(0)) {
+        Some(view) => {
+            let bytes = view.bytes(u64::from(context.caps().storage_alignment));
+            wgpu::BufferBinding {
+                buffer: view.buffer,
+                offset: bytes.start,
+                size: wgpu::BufferSize::new(bytes.end - bytes.start),
+            }
+        }
+        None => absent.as_entire_buffer_binding(),
+    }
+}
+
+fn bind_group(
+    context: &Context,
+    pipeline: &wgpu::ComputePipeline,
+    label: &str,
+    resources: &[wgpu::BufferBinding<'_>],
+) -> wgpu::BindGroup {
+    let entries: Vec<_> = resources
+        .iter()
+        .enumerate()
+        .map(|(number, resource)| wgpu::BindGroupEntry {
+            binding: number as u32,
+            resource: wgpu::BindingResource::Buffer(resource.clone()),
+        })
+        .collect();
+    context.device().create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some(label),
+        layout: &pipeline.get_bind_group_layout(0),
+        entries: &entries,
+    })
+}

@@ -1,0 +1,146 @@
+//! How the portable kernels cut their work: a pure function of capabilities and shape.
+
+use super::Variant;
+use crate::{Caps, Shape};
+
+/// The sizes of one kernel's tiles. One workgroup of `threads_x · threads_y` threads computes
+/// `block_q` rows of output over tiles of `block_k` keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Tiles {
+    /// Queries of one workgroup.
+    pub block_q: u32,
+    /// Keys of one step.
+    pub block_k: u32,
+    /// Threads side by side over keys, and over value dimensions; a power of two.
+    pub threads_x: u32,
+    /// Threads below each other over queries.
+    pub threads_y: u32,
+    /// Neighbouring threads that own a row of scores together; 1 in `attention.tiled`.
+    pub lanes: u32,
+    /// Compiled head dimension in vectors of four; the true one may be smaller.
+    pub head_vecs: u32,
+    /// Compiled value dimension in vectors of four.
+    pub value_vecs: u32,
+    /// Vectors of the head dimension in workgroup memory at a time; all of them keep the queries
+    /// there for good.
+    pub chunk_vecs: u32,
+    /// Values in workgroup memory at a time.
+    pub value_keys: u32,
+}
+
+/// Workgroup memory that the walk and the row factors take beside the tiles.
+const RESERVED_BYTES: u32 = 256;
+
+impl Tiles {
+    /// Threads of a workgroup.
+    pub const fn threads(&self) -> u32 {
+        self.threads_x * self.threads_y
+    }
+
+    /// Bytes of workgroup memory; the arithmetic of `shaders/attention/forward.wgsl`.
+    pub fn workgroup_bytes(&self) -> u32 {
+        let stride = self.chunk_vecs | 1;
+        let key_at = self.block_q * stride;
+        let value_at = if self.chunk_vecs == self.head_vecs { key_at } else { 0 };
+        let value_stride = self.value_vecs.next_multiple_of(self.threads_x);
+        let stage =
+            (key_at + self.block_k * stride).max(value_at + self.value_keys * value_stride);
+        let weights = self.block_q * self.block_k / 4;
+        16 * (stage + weights) + 4 * self.block_q + RESERVED_BYTES
+    }
+
+    /// A tile shape: `block_q · block_k` pairs, `threads_x · threads_y` threads, and the lanes that
+    /// own a row; everything else is left to [`Tiles::fitted`].
+    pub const fn block(
+        (block_q, block_k): (u32, u32),
+        (threads_x, threads_y): (u32, u32),
+        lanes: u32,
+    ) -> Self {
+        Self {
+            block_q,
+            block_k,
+            threads_x,
+            threads_y,
+            lanes,
+            head_vecs: 1,
+            value_vecs: 1,
+            chunk_vecs: 1,
+            value_keys: 4,
+        }
+    }
+
+    /// Whether the sizes divide each other as the kernel needs.
+    pub(super) fn is_consistent(&self, variant: Variant, caps: &Caps) -> bool {
+        let smallest = caps.subgroup.map_or(1, |(smallest, _)| smallest);
+        let lanes = match variant {
+            Variant::Subgroup => {
+                self.lanes <= smallest && self.block_q * self.lanes == self.threads()
+            }
+            _ => self.lanes == 1 && self.block_q <= self.threads(),
+        };
+        lanes
+            && [self.block_k, self.threads_x, self.lanes].iter().all(|n| n.is_power_of_two())
+            && self.threads_y > 0
+            && self.block_q.is_multiple_of(self.threads_y)
+            && self.block_k.is_multiple_of(4 * self.threads_x)
+    }
+
+    /// Compiles for the shape's dims and takes as much of the head dimension, then as many values,
+    /// at a time as workgroup memory holds. `None` when not even the least fits the device.
+    pub fn fitted(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
+        if self.threads() > caps.workgroup_invocations {
+            return None;
+        }
+        self.value_vecs = compiled_dim(caps, shape.value_dim) / 4;
+        self.value_keys = 4;
+        let whole = compiled_dim(caps, shape.head_dim) / 4;
+        // Pieces of the head dimension are a quarter of a cache line or more.
+        let padded = whole.next_multiple_of(4);
+        let choices = std::iter::once((whole, whole))
+            .chain([16, 8, 4].into_iter().filter(|c| padded % c == 0).map(|c| (padded, c)));
+        let fits = |tiles: &Self| tiles.workgroup_bytes() <= caps.workgroup_memory;
+        let mut tiles = choices
+            .map(|(head_vecs, chunk_vecs)| Self { head_vecs, chunk_vecs, ..self })
+            .find(fits)?;
+        while tiles.value_keys < tiles.block_k {
+            let more = Self { value_keys: 2 * tiles.value_keys, ..tiles };
+            if !fits(&more) {
+                break;
+            }
+            tiles = more;
+        }
+        Some(tiles)
+    }
+}
+
+/// The dimension a kernel is compiled for: the true one, or on a CPU, whose shader compilers take
+/// seconds, the next of a few.
+fn compiled_dim(caps: &Caps, dim: u32) -> u32 {
+    let dim = dim.next_multiple_of(4);
+    if !caps.is_cpu {
+        return dim;
+    }
+    let buckets = [16, 32, 64, 96, 128, 192, 256];
+    buckets.into_iter().find(|&bucket| bucket >= dim).unwrap_or(dim)
+}
+
+/// Tiles of `attention.tiled`.
+pub(super) fn tiled(caps: &Caps, shape: &Shape) -> Option<Tiles> {
+    let block = if shape.value_dim <= 128 {
+        Tiles::block((64, 32), (8, 8), 1)
+    } else {
+        Tiles::block((32, 64), (16, 4), 1)
+    };
+    block.fitted(caps, shape)
+}
+
+/// Tiles of `attention.subgroup`, for subgroups of at least `smallest` lanes.
+pub(super) fn subgroup(caps: &Caps, shape: &Shape, smallest: u32) -> Option<Tiles> {
+    let block = if shape.value_dim <= 128 {
+        Tiles::block((64, 32), (8, 16), 2)
+    } else {
+        Tiles::block((32, 64), (16, 8), 4)
+    };
+    if block.lanes > smallest { None } else { block.fitted(caps, shape) }
+}

@@ -1,0 +1,206 @@
+//! The kernels that can compute attention, and the choice between them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::tiles::{self, Tiles};
+use super::{Activation, Attention, Output};
+use crate::shader::{Binding, Header, Source, Target, fragment};
+use crate::{Alignment, Caps, DType, Error, Unsupported};
+
+/// A kernel: one file of `shaders/attention/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Variant {
+    /// Register tiles; a row is joined by shuffles within a subgroup of any size from 4 up.
+    Subgroup,
+    /// Register tiles on WebGPU's floor: 16 KiB of workgroup memory, no optional feature.
+    Tiled,
+    /// The scores themselves, plainly.
+    Scores,
+}
+
+/// Storage buffers that the kernels bind.
+const STORAGE_BUFFERS: u32 = 8;
+
+/// Threads of one workgroup of `attention.scores`.
+const SCORES_THREADS: u32 = 64;
+
+/// The bindings of every attention kernel, by number: see `shaders/attention/params.wgsl`.
+const BINDINGS: &[Binding] = &[
+    Binding::Uniform,
+    Binding::Read,
+    Binding::Read,
+    Binding::Read,
+    Binding::Write,
+    Binding::Write,
+    Binding::Read,
+    Binding::Read,
+    Binding::Read,
+];
+
+impl Variant {
+    /// All of them, in the order in which `plan` asks them.
+    pub const ALL: [Self; 3] = [Self::Subgroup, Self::Tiled, Self::Scores];
+
+    /// The name on the command line and in files: `tiled`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Subgroup => "subgroup",
+            Self::Tiled => "tiled",
+            Self::Scores => "scores",
+        }
+    }
+
+    /// The label of the kernel on the device: `attention.tiled`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Subgroup => "attention.subgroup",
+            Self::Tiled => "attention.tiled",
+            Self::Scores => "attention.scores",
+        }
+    }
+
+    /// `Ok` exactly when planning `attention` with this variant on such a device succeeds.
+    pub fn supports(self, caps: &Caps, attention: &Attention) -> Result<(), Unsupported> {
+        self.tiles(caps, attention).map(|_| ())
+    }
+
+    /// The tiles this variant would use; `None` for the one that has none.
+    pub fn tiles(
+        self,
+        caps: &Caps,
+        attention: &Attention,
+    ) -> Result<Option<Tiles>, Unsupported> {
+        let refuse = |reason: String| Err(Unsupported::new(self.label(), reason));
+        if caps.storage_buffers < STORAGE_BUFFERS {
+            return refuse(format!(
+                "it binds {STORAGE_BUFFERS} storage buffers and the device's maxStorageBuffersPerShaderStage is {}",
+                caps.storage_buffers
+            ));
+        }
+        let makes_scores = matches!(attention.output, Output::Scores(_));
+        if makes_scores != (self == Self::Scores) {
+            return refuse(if makes_scores {
+                "it gives an output, not scores".into()
+            } else {
+                "it gives scores, not an output".into()
+            });
+        }
+        let tiles = match self {
+            Self::Scores if caps.workgroup_invocations >= SCORES_THREADS => return Ok(None),
+            Self::Scores => None,
+            Self::Tiled => tiles::tiled(caps, &attention.shape),
+            Self::Subgroup => match caps.subgroup {
+                Some((smallest, _)) if smallest >= 4 => {
+                    tiles::subgroup(caps, &attention.shape, smallest)
+                }
+                Some((smallest, _)) => {
+                    return refuse(format!(
+                        "it needs subgroups of at least 4 and the device has some of {smallest}"
+                    ));
+                }
+                None => return refuse("the device has no subgroup operations".into()),
+            },
+        };
+        match tiles {
+            Some(tiles) => Ok(Some(tiles)),
+            None => refuse(format!(
+                "its least tile does not fit {} invocations and {} bytes of workgroup memory (maxComputeInvocationsPerWorkgroup, maxComputeWorkgroupStorageSize)",
+                caps.workgroup_invocations, caps.workgroup_memory
+            )),
+        }
+    }
+
+    /// The first variant that supports `attention`, with its tiles; logs who was refused and why.
+    pub(crate) fn choose(
+        caps: &Caps,
+        attention: &Attention,
+    ) -> Result<(Self, Option<Tiles>), Error> {
+        let mut refusals: Vec<Unsupported> = Vec::new();
+        for variant in Self::ALL {
+            match variant.tiles(caps, attention) {
+                Ok(tiles) => {
+                    log::info!("chose {}; refused: {refusals:?}", variant.label());
+                    return Ok((variant, tiles));
+                }
+                Err(refusal) => refusals.push(refusal),
+            }
+        }
+        let reasons: Vec<_> = refusals.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
+        Err(Unsupported::new("attention", reasons.join("; ")).into())
+    }
+
+    /// The composed shader.
+    pub(crate) fn source(
+        self,
+        attention: &Attention,
+        tiles: Option<&Tiles>,
+        target: Target,
+    ) -> Source {
+        let alignment = attention.alignment();
+        let mut header = Header::default()
+            .switch("SOFTMAX", attention.activation == Activation::Softmax)
+            .switch("MODIFIED", attention.score.is_modified())
+            .switch("PAIR_TESTS", attention.mask.any(crate::Term::tests_pairs))
+            // One term or the most there may be: fewer kernels, and one term is the common case.
+            .size("TERMS", if attention.mask.terms().len() > 1 { 4 } else { 1 });
+        let mut fragments = vec![
+            match attention.dtype {
+                DType::F32 => fragment!(super "common/f32.wgsl"),
+                DType::F16 => fragment!(super "common/f16.wgsl"),
+                DType::BF16 => fragment!(super "common/bf16.wgsl"),
+            },
+            match alignment {
+                Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
+                Alignment::Any => fragment!(super "attention/load_any.wgsl"),
+            },
+            fragment!(super "attention/params.wgsl"),
+            fragment!(super "attention/mask.wgsl"),
+            fragment!(super "attention/score.wgsl"),
+        ];
+        match tiles {
+            Some(tiles) => {
+                header = header
+                    .size("BLOCK_Q", tiles.block_q)
+                    .size("BLOCK_K", tiles.block_k)
+                    .size("THREADS_X", tiles.threads_x)
+                    .size("THREADS_Y", tiles.threads_y)
+                    .size("LANES", tiles.lanes)
+                    .size("HEAD_VECS", tiles.head_vecs)
+                    .size("VALUE_VECS", tiles.value_vecs)
+                    .size("CHUNK_VECS", tiles.chunk_vecs)
+                    .size("VALUE_KEYS", tiles.value_keys);
+                fragments.push(fragment!(super "attention/walk.wgsl"));
+                fragments.push(fragment!(super "attention/forward.wgsl"));
+            }
+            None => header = header.size("THREADS", SCORES_THREADS),
+        }
+        fragments.push(match self {
+            Self::Subgroup => {
+                header = header.subgroups();
+                fragment!(super "attention/subgroup.wgsl")
+            }
+            Self::Tiled => fragment!(super "attention/tiled.wgsl"),
+            Self::Scores => fragment!(super "attention/scores.wgsl"),
+        });
+        Source::compose(self.label(), target, &header, &fragments, BINDINGS)
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Variant {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|v| v.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|v| v.name()).collect();
+            Error::config("variant", format!("one of {}", names.join(", ")), format!("`{name}`"))
+        })
+    }
+}

@@ -1,0 +1,87 @@
+//! What a device can do, as far as the kernels care.
+
+/// The facts about a device that decide which variants run on it and with which tiles.
+///
+/// Taken from the *device's* features and limits (what its owner asked for), not the adapter's;
+/// only the matrix configurations are asked of the adapter, which alone knows them.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Caps {
+    /// The adapter's name, its driver and its backend, for people.
+    pub adapter: String,
+    /// Whether the "GPU" is a CPU: its shader compilers are slow, so fewer kernels are made.
+    pub is_cpu: bool,
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Invocations of one workgroup.
+    pub workgroup_invocations: u32,
+    /// Workgroups along one dimension of a dispatch.
+    pub workgroups_per_dimension: u32,
+    /// Storage buffers one shader may bind.
+    pub storage_buffers: u32,
+    /// Bytes of one storage binding.
+    pub storage_binding: u64,
+    /// Bytes of one buffer.
+    pub buffer: u64,
+    /// Bytes that a storage binding's offset is a multiple of.
+    pub storage_alignment: u32,
+    /// Smallest and largest subgroup, when the device has subgroup operations.
+    pub subgroup: Option<(u32, u32)>,
+    /// Whether shaders may use native f16 arithmetic.
+    pub shader_f16: bool,
+    /// Whether passes can be timed.
+    pub timestamps: bool,
+    /// The cooperative-matrix configurations the adapter reports, when the device may use them.
+    pub matrices: Vec<wgpu::CooperativeMatrixProperties>,
+}
+
+impl Caps {
+    /// The facts about `device`, which was made by `adapter`.
+    pub fn new(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Self {
+        let info = adapter.get_info();
+        let (features, limits) = (device.features(), device.limits());
+        let has = |feature| features.contains(feature);
+        Self {
+            adapter: format!("{} ({} {}, {})", info.name, info.driver, info.driver_info, info.backend),
+            is_cpu: info.device_type == wgpu::DeviceType::Cpu,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            workgroup_invocations: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
+            workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            storage_binding: limits.max_storage_buffer_binding_size,
+            buffer: limits.max_buffer_size,
+            storage_alignment: limits.min_storage_buffer_offset_alignment,
+            subgroup: has(wgpu::Features::SUBGROUP)
+                .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            shader_f16: has(wgpu::Features::SHADER_F16),
+            timestamps: has(wgpu::Features::TIMESTAMP_QUERY),
+            matrices: if has(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+                adapter.cooperative_matrix_properties()
+            } else {
+                Vec::new()
+            },
+        }
+    }
+
+    /// WebGPU's guaranteed floor: what every device can do. For tests without a GPU.
+    pub fn portable() -> Self {
+        let limits = wgpu::Limits::default();
+        Self {
+            adapter: "WebGPU's floor".into(),
+            is_cpu: false,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            storage_binding: limits.max_storage_buffer_binding_size,
+            buffer: limits.max_buffer_size,
+            storage_alignment: limits.min_storage_buffer_offset_alignment,
+            subgroup: None,
+            shader_f16: false,
+            timestamps: false,
+            matrices: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Handles to a device and its queue, and the pipelines compiled on it.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::shader::{Binding, Source};
+use crate::{Bound, Caps, Error, View, readback};
+
+/// A device, its queue, what it can do, and the pipelines compiled for it so far.
+///
+/// Cheap to clone; clones share the pipelines. On a device of the caller's the library installs no
+/// callbacks and changes no state.
+#[derive(Clone, Debug)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    caps: Caps,
+    checked_shaders: bool,
+    pipelines: Mutex<HashMap<Source, wgpu::ComputePipeline>>,
+    /// Bound where a kernel has a binding that a configuration leaves empty.
+    absent_input: wgpu::Buffer,
+    absent_output: wgpu::Buffer,
+    /// Why the device was lost; only ever set on a device of our own.
+    lost: Arc<Mutex<Option<String>>>,
+}
+
+/// The features that make something faster or possible here; asked for when the adapter has them.
+const WANTED: wgpu::Features = wgpu::Features::SUBGROUP
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::TIMESTAMP_QUERY);
+
+impl Context {
+    /// Wraps the caller's own handles; `adapter` is the one that made `device`.
+    pub fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        Self::with_caps(Caps::new(adapter, device), device, queue)
+    }
+
+    /// Wraps the caller's own handles and plans for `caps` instead of what the device reports, to
+    /// hold a strong device to a weaker one's limits.
+    pub fn with_caps(caps: Caps, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        let absent = |label, usage| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: 16,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let inner = Inner {
+            absent_input: absent("absent input", wgpu::BufferUsages::STORAGE),
+            absent_output: absent("absent output", wgpu::BufferUsages::STORAGE),
+            device: device.clone(),
+            queue: queue.clone(),
+            caps,
+            checked_shaders: false,
+            pipelines: Mutex::default(),
+            lost: Arc::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Makes a device of its own on the adapter that the system thinks fastest.
+    pub async fn request() -> Result<Self, Error> {
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        let adapter = instance()
+            .request_adapter(&options)
+            .await
+            .map_err(|error| Error::NoAdapter(error.to_string()))?;
+        Self::from_adapter(&adapter).await
+    }
+
+    /// Every adapter of this machine.
+    pub async fn adapters() -> Vec<wgpu::Adapter> {
+        instance().enumerate_adapters(wgpu::Backends::all()).await
+    }
+
+    /// Makes a device of its own on `adapter`, with all its limits and the features that help.
+    pub async fn from_adapter(adapter: &wgpu::Adapter) -> Result<Self, Error> {
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("wgpu-attention"),
+                required_features: adapter.features() & WANTED,
+                required_limits: adapter.limits(),
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| Error::NoDevice(error.to_string()))?;
+        let context = Self::new(adapter, &device, &queue);
+        let lost = context.inner.lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            *lock(&lost) = Some(format!("{reason:?}: {message}"));
+        });
+        Ok(context)
+    }
+
+    /// The same device with pipelines of its own, compiled with every run-time check of the shader
+    /// compiler turned on (or off again). Slower by a third to a half; for hunting faults.
+    #[must_use]
+    pub fn with_checked_shaders(&self, checked: bool) -> Self {
+        let mut inner = Inner { ..self.inner.sibling() };
+        inner.checked_shaders = checked;
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.inner.caps
+    }
+
+    /// Why a device of our own was lost, when it was.
+    pub fn lost(&self) -> Option<String> {
+        lock(&self.inner.lost).clone()
+    }
+
+    /// How many pipelines have been compiled so far.
+    pub fn pipelines(&self) -> usize {
+        lock(&self.inner.pipelines).len()
+    }
+
+    /// Submits the work of `bound` and waits until the device has done it.
+    pub async fn run(&self, bound: &Bound) -> Result<(), Error> {
+        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let mut encoder = self.device().create_command_encoder(&Default::default());
+        bound.encode(&mut encoder);
+        let submission = self.queue().submit([encoder.finish()]);
+        let scope = validation.pop();
+        if let Some(error) = scope.await {
+            return Err(error.into());
+        }
+        readback::finished(self, submission).await
+    }
+
+    /// Reads a tensor back to the host, as contiguous `[batch, heads, len, dim]` numbers.
+    ///
+    /// The buffer needs the usage `COPY_SRC`. On native the future polls the device itself.
+    pub async fn read(&self, view: View<'_>) -> Result<Vec<f32>, Error> {
+        readback::read(self, view).await
+    }
+
+    pub(crate) fn absent_input(&self) -> &wgpu::Buffer {
+        &self.inner.absent_input
+    }
+
+    pub(crate) fn absent_output(&self) -> &wgpu::Buffer {
+        &self.inner.absent_output
+    }
+
+    /// The device's own account of a loss, or `fallback`.
+    pub(crate) fn loss(&self, fallback: &str) -> Error {
+        Error::DeviceLost(self.lost().unwrap_or_else(|| fallback.into()))
+    }
+
+    /// The compiled pipeline of `source`, from the cache or newly made.
+    pub(crate) async fn pipeline(&self, source: &Source) -> Result<wgpu::ComputePipeline, Error> {
+        if let Some(pipeline) = lock(&self.inner.pipelines).get(source) {
+            return Ok(pipeline.clone());
+        }
+        let device = self.device();
+        // Scopes are thread-local: both are closed before anything is awaited.
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let module = self.module(source);
+        let layout = self.layout(source);
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(source.label()),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: self.inner.checked_shaders,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        let (validation, memory) = (validation.pop(), memory.pop());
+        if let Some(error) = validation.await {
+            return Err(source.compile_error(&error.to_string()));
+        }
+        if let Some(error) = memory.await {
+            return Err(error.into());
+        }
+        lock(&self.inner.pipelines).insert(source.clone(), pipeline.clone());
+        log::debug!("compiled {}", source.label());
+        Ok(pipeline)
+    }
+
+    /// Binding numbers are fixed, whether a configuration uses them or not, so the layout is
+    /// spelled out rather than derived from the shader.
+    fn layout(&self, source: &Source) -> wgpu::PipelineLayout {
+        let entry = |(binding, kind): (usize, &Binding)| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: match kind {
+                    Binding::Uniform => wgpu::BufferBindingType::Uniform,
+                    Binding::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                    Binding::Write => wgpu::BufferBindingType::Storage { read_only: false },
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let entries: Vec<_> = source.bindings().iter().enumerate().map(entry).collect();
+        let group = self.device().create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(source.label()),
+            entries: &entries,
+        });
+        self.device().create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(source.label()),
+            bind_group_layouts: &[Some(&group)],
+            immediate_size: 0,
+        })
+    }
+
+    fn module(&self, source: &Source) -> wgpu::ShaderModule {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(source.label()),
+            source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(source.wgsl())),
+        };
+        if self.inner.checked_shaders {
+            return self.device().create_shader_module(descriptor);
+        }
+        // SAFETY: every loop of the kernels ends (their bounds are constants or lengths), and every
+        // index is bounded by the plan, by a guard in the shader, or clamped where it comes from
+        // data; `with_checked_shaders` exists to prove it.
+        unsafe {
+            self.device()
+                .create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        }
+    }
+}
+
+impl Inner {
+    /// The same handles without the pipelines.
+    fn sibling(&self) -> Self {
+        Self {
+            device: self.device.clone(),
+            queue: self.queue.clone(),
+            caps: self.caps.clone(),
+            checked_shaders: self.checked_shaders,
+            pipelines: Mutex::default(),
+            absent_input: self.absent_input.clone(),
+            absent_output: self.absent_output.clone(),
+            lost: self.lost.clone(),
+        }
+    }
+}
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+/// A panic elsewhere while the lock was held leaves nothing half-done behind it here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

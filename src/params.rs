@@ -1,0 +1,148 @@
+//! The uniform structs of the kernels; `tests/layout.rs` holds each against its WGSL twin.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Where an array would start that is not there.
+pub const ABSENT: u32 = u32::MAX;
+
+/// No bound on one side of a window. Lengths stay below 2^28 and offsets below 2^29, so that
+/// position + bound never leaves an i32.
+pub const UNBOUNDED: i32 = 1 << 30;
+
+/// Twin of `Params` in `shaders/attention/params.wgsl`: one piece of one attention call.
+///
+/// Offsets and strides count elements. A piece covers some batch entries and some query heads;
+/// `*_base` say where it starts in the whole, for what is indexed by the whole's numbers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct AttentionParams {
+    /// Batch, head and row stride, then the offset, of each tensor.
+    pub query: [u32; 4],
+    /// As `query`.
+    pub key: [u32; 4],
+    /// As `query`.
+    pub value: [u32; 4],
+    /// As `query`; of the scores when those are the output.
+    pub out: [u32; 4],
+    /// As `query`.
+    pub lse: [u32; 4],
+    /// As `query`; stride 0 where the bias is shared.
+    pub bias: [u32; 4],
+    /// The words of each AND-term of the mask, as bits.
+    pub term_words: [u32; 4],
+    /// Each term's window to the left.
+    pub term_left: [i32; 4],
+    /// Each term's window to the right; 0 when causal.
+    pub term_right: [i32; 4],
+    /// Each term's first key that is too late for sink and prefix.
+    pub term_limit: [i32; 4],
+    /// Batch entries of the piece.
+    pub batch: u32,
+    /// Query heads of the piece.
+    pub heads: u32,
+    /// Queries per sequence.
+    pub query_len: u32,
+    /// Keys per sequence.
+    pub key_len: u32,
+    /// True dimension of queries and keys.
+    pub head_dim: u32,
+    /// True dimension of values.
+    pub value_dim: u32,
+    /// Workgroups of the piece.
+    pub workgroups: u32,
+    /// Workgroups per head: blocks of queries.
+    pub query_blocks: u32,
+    /// First batch entry of the piece.
+    pub batch_base: u32,
+    /// First query head of the piece.
+    pub head_base: u32,
+    /// Key head of `head_base`.
+    pub key_head_base: u32,
+    /// Value head of `head_base`.
+    pub value_head_base: u32,
+    /// Query heads of the whole.
+    pub query_heads: u32,
+    /// Key heads of the whole.
+    pub key_heads: u32,
+    /// Value heads of the whole.
+    pub value_heads: u32,
+    /// The kind of offset: 0 is `offset`, 1 follows the key lengths, 2 is an array.
+    pub offset_kind: u32,
+    /// The offset of queries among keys.
+    pub offset: i32,
+    /// Factor on the queries: the scale, times log2 e when nothing else touches the scores.
+    pub query_scale: f32,
+    /// `c` of the softcap, 0 for none.
+    pub softcap: f32,
+    /// The sigmoid's bias, in units of log2.
+    pub sigmoid_bias: f32,
+    /// Element type of the bias: 0 none, 1 f32, 2 f16, 3 bf16.
+    pub bias_dtype: u32,
+    /// Whether the LSE is written.
+    pub has_lse: u32,
+    /// Whether ALiBi counts positions within documents.
+    pub document_positions: u32,
+    /// The bits of a NaN, which WGSL has no literal for.
+    pub nan: u32,
+    /// Start of the per-batch offsets in the metadata; [`ABSENT`] when there are none, as for all
+    /// that follow.
+    pub query_offset_at: u32,
+    /// Start of the documents' first queries.
+    pub query_starts_at: u32,
+    /// Start of the documents' first keys.
+    pub key_starts_at: u32,
+    /// Number of documents.
+    pub documents: u32,
+    /// Start of the key lengths.
+    pub key_lengths_at: u32,
+    /// Start of the queries' roles.
+    pub query_roles_at: u32,
+    /// Start of the keys' roles.
+    pub key_roles_at: u32,
+    /// Start of the role table.
+    pub role_table_at: u32,
+    /// Start of the tree bits.
+    pub tree_bits_at: u32,
+    /// Start of the dense mask's words.
+    pub dense_mask_at: u32,
+    /// Words between the dense mask's batch entries.
+    pub dense_mask_batch: u32,
+    /// Words between the dense mask's heads.
+    pub dense_mask_head: u32,
+    /// Words of one row of the dense mask.
+    pub dense_mask_row: u32,
+    /// Start of ALiBi's slopes in the side buffer.
+    pub alibi_slopes_at: u32,
+    /// Start of the key bias in the side buffer.
+    pub key_bias_at: u32,
+    /// Numbers between the key bias's batch entries.
+    pub key_bias_batch: u32,
+    /// Numbers between the key bias's heads.
+    pub key_bias_head: u32,
+    /// Which stage of the scores is asked for.
+    pub stage: u32,
+    /// AND-terms of the mask.
+    pub terms: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding: u32,
+}
+
+/// Twin of `Params` in `shaders/common/narrow.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct NarrowParams {
+    /// Sizes of the output's axes, longest stride first.
+    pub sizes: [u32; 4],
+    /// The output's strides, in elements, in that order.
+    pub strides: [u32; 4],
+    /// The contiguous source's strides, in that order.
+    pub source: [u32; 4],
+    /// Elements before the output's first one in the binding.
+    pub offset: u32,
+    /// One past the last element of the output in the binding.
+    pub end: u32,
+    /// Workgroups of the dispatch that have work.
+    pub workgroups: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding: u32,
+}

@@ -1,0 +1,176 @@
+//! Waiting for the device, and copies to the host.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use crate::{Context, Error, View};
+
+/// How long one poll may block before the executor gets its turn.
+const SLICE: Duration = Duration::from_millis(10);
+
+/// Resolves once the device has finished `submission`.
+pub(crate) async fn finished(
+    context: &Context,
+    submission: wgpu::SubmissionIndex,
+) -> Result<(), Error> {
+    let done = Signal::<()>::default();
+    let setter = done.clone();
+    context.queue().on_submitted_work_done(move || setter.set(()));
+    done.wait(context, Some(submission)).await?;
+    match context.lost() {
+        Some(_) => Err(context.loss("")),
+        None => Ok(()),
+    }
+}
+
+/// The numbers of a view, contiguous in the order `[batch, heads, len, dim]`.
+pub(crate) async fn read(context: &Context, view: View<'_>) -> Result<Vec<f32>, Error> {
+    view.check("read", view.shape, None)?;
+    if !view.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+        return Err(Error::tensor(
+            "read",
+            "a buffer with usage COPY_SRC",
+            format!("usages {:?}", view.buffer.usage()),
+        ));
+    }
+    let size = view.dtype.size();
+    let span = view.span().unwrap_or(0);
+    if span == 0 {
+        return Ok(Vec::new());
+    }
+    // Copies go by whole words.
+    let first_byte = view.offset * size / 4 * 4;
+    let end_byte = ((view.offset + span) * size).next_multiple_of(4);
+    let bytes = read_bytes(context, view.buffer, first_byte, end_byte - first_byte).await?;
+    let elements = view.dtype.decode(&bytes);
+    let origin = view.offset - first_byte / size;
+    let [batches, heads, rows, columns] = view.shape.map(u64::from);
+    let [batch, head, row, column] = view.strides;
+    let mut numbers = Vec::with_capacity((batches * heads * rows * columns) as usize);
+    for b in 0..batches {
+        for h in 0..heads {
+            for i in 0..rows {
+                let start = origin + b * batch + h * head + i * row;
+                numbers.extend((0..columns).map(|d| elements[(start + d * column) as usize]));
+            }
+        }
+    }
+    Ok(numbers)
+}
+
+async fn read_bytes(
+    context: &Context,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    size: u64,
+) -> Result<Vec<u8>, Error> {
+    let device = context.device();
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let staging = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("readback"),
+        size,
+        usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+        mapped_at_creation: false,
+    });
+    let memory = memory.pop();
+    if let Some(error) = memory.await {
+        return Err(error.into());
+    }
+    let mut encoder = device.create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+    let submission = context.queue().submit([encoder.finish()]);
+    let mapped = Signal::default();
+    let setter = mapped.clone();
+    staging.map_async(wgpu::MapMode::Read, .., move |result| setter.set(result));
+    mapped
+        .wait(context, Some(submission))
+        .await?
+        .map_err(|error| context.loss(&format!("a buffer could not be mapped ({error})")))?;
+    let bytes = staging
+        .get_mapped_range(..)
+        .map_err(|error| context.loss(&format!("a buffer could not be read ({error})")))?
+        .to_vec();
+    staging.unmap();
+    Ok(bytes)
+}
+
+/// A value that a callback of the device will set.
+struct Signal<T>(Arc<Mutex<State<T>>>);
+
+struct State<T> {
+    value: Option<T>,
+    waker: Option<Waker>,
+}
+
+impl<T> Clone for Signal<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Default for Signal<T> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(State { value: None, waker: None })))
+    }
+}
+
+impl<T> Signal<T> {
+    fn set(&self, value: T) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.value = Some(value);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits for the value. On native nobody else polls the device, so this does, in slices; in a
+    /// browser polling does nothing and the callback wakes the task.
+    async fn wait(
+        &self,
+        context: &Context,
+        submission: Option<wgpu::SubmissionIndex>,
+    ) -> Result<T, Error> {
+        let mut wait = Waiting { signal: self, context, submission };
+        std::future::poll_fn(move |cx| Pin::new(&mut wait).poll(cx)).await
+    }
+}
+
+struct Waiting<'a, T> {
+    signal: &'a Signal<T>,
+    context: &'a Context,
+    submission: Option<wgpu::SubmissionIndex>,
+}
+
+impl<T> Future for Waiting<'_, T> {
+    type Output = Result<T, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        let take = || {
+            let mut state = self.signal.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.waker = Some(cx.waker().clone());
+            state.value.take()
+        };
+        if let Some(value) = take() {
+            return Poll::Ready(Ok(value));
+        }
+        let polled = self.context.device().poll(wgpu::PollType::Wait {
+            submission_index: self.submission.clone(),
+            timeout: Some(SLICE),
+        });
+        match take() {
+            Some(value) => return Poll::Ready(Ok(value)),
+            None => {
+                if let Err(wgpu::PollError::WrongSubmissionIndex(..)) = polled {
+                    return Poll::Ready(Err(self.context.loss("its queue forgot a submission")));
+                }
+            }
+        }
+        if cfg!(not(target_family = "wasm")) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
