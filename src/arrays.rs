@@ -2,6 +2,10 @@
 
 use crate::Broadcast;
 
+mod check;
+
+pub(crate) use check::{TREE_NODES, check_arrays, check_host};
+
 /// A small side array of 32-bit numbers: cumulative lengths, slopes, roles, ...
 ///
 /// On the host its values are checked; on the device they cannot be, and the kernels clamp what

@@ -5,7 +5,62 @@
 //! tree, dense bits). The kernels merge the ranges of a block of queries first and never load a
 //! tile outside of them; the tests run on the tiles that need them. [`MaskRows`] is the host's
 //! twin of what the kernels do, and the one the reference uses.
+//!
+//! # Where the queries stand
+//!
+//! Query `i` stands at position `i' = i + offset` among the keys, and [`Positions`] says what the
+//! offset is. By default the last query stands at the last key: `offset = key_len − query_len`.
+//! `causal` on 2 queries (rows) and 5 keys (columns), and on 5 queries and 2 keys, where the first
+//! three queries see nothing (1 = kept):
+//!
+//! ```text
+//! 1 1 1 1 0      0 0
+//! 1 1 1 1 1      0 0
+//!                0 0
+//!                1 0
+//!                1 1
+//! ```
+//!
+//! The same sizes with [`Positions::TopLeft`], or with the word `causal_top_left`:
+//!
+//! ```text
+//! 1 0 0 0 0      1 0
+//! 1 1 0 0 0      1 1
+//!                1 1
+//!                1 1
+//!                1 1
+//! ```
+//!
+//! [`Positions`]: crate::Positions
+//! [`Positions::TopLeft`]: crate::Positions::TopLeft
+//!
+//! # Words together
+//!
+//! `window(1,0) | sink(2)`, a streaming head, on 7 queries and 7 keys; and `causal & documents`
+//! on as many, packed from a document of 3 and one of 4. In a term with `documents`, every word
+//! counts from the start of the document:
+//!
+//! ```text
+//! 1 1 0 0 0 0 0      1 0 0 0 0 0 0
+//! 1 1 0 0 0 0 0      1 1 0 0 0 0 0
+//! 1 1 1 0 0 0 0      1 1 1 0 0 0 0
+//! 1 1 1 1 0 0 0      0 0 0 1 0 0 0
+//! 1 1 0 1 1 0 0      0 0 0 1 1 0 0
+//! 1 1 0 0 1 1 0      0 0 0 1 1 1 0
+//! 1 1 0 0 0 1 1      0 0 0 1 1 1 1
+//! ```
+//!
+//! The last two queries of the first, as a block, walk keys 0 to 1 and 4 to 6, the ranges of its
+//! two terms; keys 2 and 3 are never loaded.
+//!
+//! # Trees
+//!
+//! For speculative decoding, `tree`: keys below the offset are committed, and every query sees
+//! them; key `offset + n` is node `n` of a tree of up to 64 nodes, and a query sees it when its
+//! bit `n` of [`Arrays::tree_bits`](crate::Arrays::tree_bits) is set. Keys past the nodes are not
+//! seen. There are at most 64 queries then, or as many in each document.
 
+use std::collections::HashSet;
 use std::ops::{BitAnd, BitOr};
 
 use crate::Error;
@@ -13,7 +68,7 @@ use crate::Error;
 mod rows;
 mod text;
 
-pub use rows::{MaskRows, pack_mask};
+pub use rows::{MaskRow, MaskRows, pack_mask};
 
 /// The most AND-terms a mask may have.
 pub const MAX_TERMS: usize = 4;
@@ -69,6 +124,12 @@ impl Mask {
         let mut term = Term::default();
         set(&mut term);
         Self { terms: vec![term] }
+    }
+
+    /// The OR of terms, each once and in the order of their first appearance.
+    fn distinct(terms: impl Iterator<Item = Term>) -> Self {
+        let mut seen = HashSet::new();
+        Self { terms: terms.filter(|term| seen.insert(term.clone())).collect() }
     }
 
     /// Every pair counts.
@@ -193,13 +254,8 @@ impl BitOr for Mask {
     type Output = Self;
 
     /// Pairs that either mask keeps.
-    fn bitor(mut self, other: Self) -> Self {
-        for term in other.terms {
-            if !self.terms.contains(&term) {
-                self.terms.push(term);
-            }
-        }
-        self
+    fn bitor(self, other: Self) -> Self {
+        Self::distinct(self.terms.into_iter().chain(other.terms))
     }
 }
 
@@ -208,15 +264,6 @@ impl BitAnd for Mask {
 
     /// Pairs that both masks keep; brackets are multiplied out.
     fn bitand(self, other: Self) -> Self {
-        let mut terms = Vec::new();
-        for a in &self.terms {
-            for b in &other.terms {
-                let term = a.and(b);
-                if !terms.contains(&term) {
-                    terms.push(term);
-                }
-            }
-        }
-        Self { terms }
+        Self::distinct(self.terms.iter().flat_map(|a| other.terms.iter().map(|b| a.and(b))))
     }
 }
