@@ -42,7 +42,10 @@ impl Caps {
         let (features, limits) = (device.features(), device.limits());
         let has = |feature| features.contains(feature);
         Self {
-            adapter: format!("{} ({} {}, {})", info.name, info.driver, info.driver_info, info.backend),
+            adapter: format!(
+                "{} ({} {}, {})",
+                info.name, info.driver, info.driver_info, info.backend
+            ),
             is_cpu: info.device_type == wgpu::DeviceType::Cpu,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             workgroup_invocations: limits

@@ -23,11 +23,17 @@ struct Inner {
     caps: Caps,
     checked_shaders: bool,
     pipelines: Mutex<HashMap<Source, wgpu::ComputePipeline>>,
-    /// Bound where a kernel has a binding that a configuration leaves empty.
-    absent_input: wgpu::Buffer,
-    absent_output: wgpu::Buffer,
+    absent: Absent,
     /// Why the device was lost; only ever set on a device of our own.
     lost: Arc<Mutex<Option<String>>>,
+}
+
+/// Bound where a kernel has a binding that a configuration leaves empty; what is written has a
+/// buffer of its own for each binding.
+#[derive(Clone, Debug)]
+pub(crate) struct Absent {
+    pub input: wgpu::Buffer,
+    pub outputs: [wgpu::Buffer; 2],
 }
 
 /// The features that make something faster or possible here; asked for when the adapter has them.
@@ -44,17 +50,16 @@ impl Context {
     /// Wraps the caller's own handles and plans for `caps` instead of what the device reports, to
     /// hold a strong device to a weaker one's limits.
     pub fn with_caps(caps: Caps, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
-        let absent = |label, usage| {
+        let absent = || {
             device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
+                label: Some("absent tensor"),
                 size: 16,
-                usage,
+                usage: wgpu::BufferUsages::STORAGE,
                 mapped_at_creation: false,
             })
         };
         let inner = Inner {
-            absent_input: absent("absent input", wgpu::BufferUsages::STORAGE),
-            absent_output: absent("absent output", wgpu::BufferUsages::STORAGE),
+            absent: Absent { input: absent(), outputs: [absent(), absent()] },
             device: device.clone(),
             queue: queue.clone(),
             caps,
@@ -106,7 +111,7 @@ impl Context {
     /// compiler turned on (or off again). Slower by a third to a half; for hunting faults.
     #[must_use]
     pub fn with_checked_shaders(&self, checked: bool) -> Self {
-        let mut inner = Inner { ..self.inner.sibling() };
+        let mut inner = self.inner.sibling();
         inner.checked_shaders = checked;
         Self { inner: Arc::new(inner) }
     }
@@ -156,12 +161,8 @@ impl Context {
         readback::read(self, view).await
     }
 
-    pub(crate) fn absent_input(&self) -> &wgpu::Buffer {
-        &self.inner.absent_input
-    }
-
-    pub(crate) fn absent_output(&self) -> &wgpu::Buffer {
-        &self.inner.absent_output
+    pub(crate) fn absent(&self) -> &Absent {
+        &self.inner.absent
     }
 
     /// The device's own account of a loss, or `fallback`.
@@ -259,8 +260,7 @@ impl Inner {
             caps: self.caps.clone(),
             checked_shaders: self.checked_shaders,
             pipelines: Mutex::default(),
-            absent_input: self.absent_input.clone(),
-            absent_output: self.absent_output.clone(),
+            absent: self.absent.clone(),
             lost: self.lost.clone(),
         }
     }

@@ -39,10 +39,7 @@ pub(crate) struct Fragment {
 /// Includes a file of `shaders/` as a [`Fragment`].
 macro_rules! fragment {
     ($name:literal) => {
-        $crate::shader::Fragment {
-            name: $name,
-            text: include_str!(concat!("../shaders/", $name)),
-        }
+        $crate::shader::Fragment { name: $name, text: include_str!(concat!("../shaders/", $name)) }
     };
     // From a module one folder down.
     (super $name:literal) => {

@@ -8,7 +8,7 @@ use crate::{Attention, Broadcast, Error, Positions};
 pub(crate) const TREE_NODES: u32 = 64;
 
 /// The largest given offset, up or down: as with lengths, positions stay within the kernels' i32.
-const MAX_OFFSET: u32 = 1 << 30;
+const MAX_OFFSET: u32 = 1 << 29;
 
 /// Checks that every array the configuration refers to is there and has the right length, that
 /// nothing else is given, and that the values are in range where the host has them (on the device

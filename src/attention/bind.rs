@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Activation, Attention, Output, Positions, Stage, Variant};
+use super::{Activation, Attention, Output, Positions, Stage};
 use crate::params::{ABSENT, AttentionParams, NarrowParams, UNBOUNDED};
 use crate::plan::{Bound, Copy, Inputs, Outputs, PackedLayout, Plan, Step};
 use crate::shader::{Binding, Header, Source, Target, fragment};
@@ -266,24 +266,17 @@ impl Plan {
     ) -> wgpu::BindGroup {
         let context = &self.context;
         let uniform = uniform(context, bytemuck::bytes_of(params));
-        let read = |view: Option<View<'_>>| binding(context, view, context.absent_input());
-        let write = |view: Option<View<'_>>| binding(context, view, context.absent_output());
-        // The output's place is taken by a buffer of its own where scores are asked for.
-        let own = buffer(context, "absent output", 16, wgpu::BufferUsages::STORAGE, None);
-        let out = match part.out {
-            Some(_) => write(part.out),
-            None => own.as_entire_buffer_binding(),
-        };
+        let absent = context.absent();
         let resources = [
             uniform.as_entire_buffer_binding(),
-            read(Some(part.query)),
-            read(Some(part.key)),
-            read(Some(part.value)),
-            out,
-            write(part.rows),
+            binding(context, Some(part.query), &absent.input),
+            binding(context, Some(part.key), &absent.input),
+            binding(context, Some(part.value), &absent.input),
+            binding(context, part.out, &absent.outputs[0]),
+            binding(context, part.rows, &absent.outputs[1]),
             packed.metadata.as_entire_buffer_binding(),
             packed.side.as_entire_buffer_binding(),
-            read(part.bias),
+            binding(context, part.bias, &absent.input),
         ];
         bind_group(context, &self.pipeline, self.variant.label(), &resources)
     }
@@ -313,8 +306,8 @@ impl Plan {
         let uniform = uniform(context, bytemuck::bytes_of(&params));
         let resources = [
             uniform.as_entire_buffer_binding(),
-            binding(context, Some(*wide), context.absent_input()),
-            binding(context, Some(*out), context.absent_output()),
+            binding(context, Some(*wide), &context.absent().input),
+            binding(context, Some(*out), &context.absent().outputs[0]),
         ];
         Ok(Step {
             pipeline: pipeline.clone(),
@@ -357,6 +350,9 @@ impl<'a> Tensors<'a> {
             ("bias", bias),
         ];
         let written = [("out", out), ("lse", lse), ("scores", scores)];
+        for (name, view) in written {
+            view.map_or(Ok(()), |view| view.check_disjoint(name))?;
+        }
         check_buffers(&read, &written)?;
         if attention.alignment() == Alignment::Vec4 {
             for (name, view) in read.iter().take(3).chain(&written[..1]) {
@@ -447,7 +443,9 @@ fn expected<'a>(
     wanted: Option<([u32; 4], DType)>,
 ) -> Result<Option<View<'a>>, Error> {
     match (view, wanted) {
-        (Some(view), Some((shape, dtype))) => view.check(name, shape, Some(dtype)).map(|()| Some(view)),
+        (Some(view), Some((shape, dtype))) => {
+            view.check(name, shape, Some(dtype)).map(|()| Some(view))
+        }
         (None, Some((shape, dtype))) => {
             Err(Error::tensor(name, format!("a view of {dtype} {shape:?}"), "none"))
         }
@@ -495,18 +493,11 @@ fn check_buffers(read: &[Named<'_>], written: &[Named<'_>]) -> Result<(), Error>
 
 /// The bits of a term's words that are not numbers, as `shaders/attention/mask.wgsl` reads them.
 fn words(term: &Term) -> u32 {
-    [
-        term.causal_top_left,
-        term.documents,
-        term.lengths,
-        term.roles,
-        term.tree,
-        term.dense,
-    ]
-    .into_iter()
-    .enumerate()
-    .map(|(bit, set)| u32::from(set) << bit)
-    .sum()
+    [term.causal_top_left, term.documents, term.lengths, term.roles, term.tree, term.dense]
+        .into_iter()
+        .enumerate()
+        .map(|(bit, set)| u32::from(set) << bit)
+        .sum()
 }
 
 fn clamp_bound(bound: Option<u32>) -> i32 {
@@ -576,15 +567,15 @@ impl<'a> Packer<'a> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let words = bytemuck::cast_slice(&self.words);
         let target = buffer(context, label, size, usage, Some(words));
-        copies.extend(self.devices.into_iter().map(|(source, source_offset, target_offset, size)| {
-            Copy {
+        copies.extend(self.devices.into_iter().map(
+            |(source, source_offset, target_offset, size)| Copy {
                 source: source.clone(),
                 source_offset,
                 target: target.clone(),
                 target_offset,
                 size,
-            }
-        }));
+            },
+        ));
         Ok(target)
     }
 }

@@ -287,9 +287,14 @@ impl Attention {
         self.validate()?;
         variant.supports(context.caps(), self)?;
         let fitted = tiles.fitted(context.caps(), &self.shape);
-        let fitted = fitted.filter(|t| t.is_consistent(variant, context.caps())).ok_or_else(|| {
-            Error::config("tiles", "sizes that divide each other and fit the device", format!("{tiles:?}"))
-        })?;
+        let fitted =
+            fitted.filter(|t| t.is_consistent(variant, context.caps())).ok_or_else(|| {
+                Error::config(
+                    "tiles",
+                    "sizes that divide each other and fit the device",
+                    format!("{tiles:?}"),
+                )
+            })?;
         self.compile(context, variant, Some(fitted)).await
     }
 

@@ -44,8 +44,7 @@ impl Tiles {
         let key_at = self.block_q * stride;
         let value_at = if self.chunk_vecs == self.head_vecs { key_at } else { 0 };
         let value_stride = self.value_vecs.next_multiple_of(self.threads_x);
-        let stage =
-            (key_at + self.block_k * stride).max(value_at + self.value_keys * value_stride);
+        let stage = (key_at + self.block_k * stride).max(value_at + self.value_keys * value_stride);
         let weights = self.block_q * self.block_k / 4;
         16 * (stage + weights) + 4 * self.block_q + RESERVED_BYTES
     }

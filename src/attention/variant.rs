@@ -67,11 +67,7 @@ impl Variant {
     }
 
     /// The tiles this variant would use; `None` for the one that has none.
-    pub fn tiles(
-        self,
-        caps: &Caps,
-        attention: &Attention,
-    ) -> Result<Option<Tiles>, Unsupported> {
+    pub fn tiles(self, caps: &Caps, attention: &Attention) -> Result<Option<Tiles>, Unsupported> {
         let refuse = |reason: String| Err(Unsupported::new(self.label(), reason));
         if caps.storage_buffers < STORAGE_BUFFERS {
             return refuse(format!(
@@ -127,7 +123,8 @@ impl Variant {
                 Err(refusal) => refusals.push(refusal),
             }
         }
-        let reasons: Vec<_> = refusals.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
+        let reasons: Vec<_> =
+            refusals.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
         Err(Unsupported::new("attention", reasons.join("; ")).into())
     }
 
