@@ -19,7 +19,7 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Self::Loader => "the Vulkan loader (libvulkan.so.1)",
-            Self::Lavapipe => "a Vulkan driver (lavapipe, if no GPU's)",
+            Self::Lavapipe => "a Vulkan driver such as lavapipe",
             Self::SwiftShader => "SwiftShader",
         }
     }
