@@ -1,1 +1,192 @@
-fn main() {}
+//! The project's own commands: `cargo xtask test`, `cargo xtask bench` and `cargo xtask ci`.
+//!
+//! The first two are all that a new machine needs besides Rust: each finds out what the machine lacks and
+//! installs it where it may ([`setup`]). Exit status: 0 if all is well, 1 for a failed step, 2 if
+//! something is missing that could not be installed; `bench` otherwise ends with the program's own status.
+//! xtask itself writes to stderr alone, so that `bench -- --json` can be piped.
+
+mod found;
+mod packages;
+mod setup;
+mod steps;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use found::Driver;
+use setup::{Options, Run, Want};
+use steps::{Steps, cargo};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Install what is missing, then run all tests on every driver that the machine has.
+    Test {
+        #[command(flatten)]
+        options: Options,
+        /// Run on this driver alone.
+        #[arg(long)]
+        driver: Option<Driver>,
+        /// Arguments for `cargo test`.
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Install what is missing, then run the benchmark, on the GPU if there is one.
+    Bench {
+        #[command(flatten)]
+        options: Options,
+        /// Arguments for `wgpu-attention bench`.
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Run every check that a change must pass, and stop at the first that fails.
+    Ci {
+        #[command(flatten)]
+        options: Options,
+    },
+}
+
+/// Why a command ended early.
+#[derive(Debug)]
+pub struct Stop {
+    /// The exit status.
+    pub status: u8,
+    /// A sentence for the user.
+    pub message: String,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Task::parse() {
+        Task::Test { options, driver, args } => test(&options, driver, &args),
+        Task::Bench { options, args } => bench(&options, &args),
+        Task::Ci { options } => ci(&options),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(stop) => {
+            eprintln!("xtask: {}", stop.message);
+            ExitCode::from(stop.status)
+        }
+    }
+}
+
+/// Whether this run decides over a change: then what cannot be tested is a failure, not a skip.
+fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()))
+}
+
+fn test(options: &Options, driver: Option<Driver>, args: &[OsString]) -> Result<ExitCode, Stop> {
+    let strict = in_ci();
+    let runs = setup::ready(options, &setup::wanted(&options.found(), driver, strict))?;
+    let mut steps = Steps::default();
+    let outcome = test_runs(&mut steps, &runs, args, strict);
+    steps.summarise();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Runs the tests once per driver, from the same binaries.
+///
+/// The first run is of everything. The later ones leave out the documentation's examples, which are the
+/// slow part of what a driver cannot change. A choice of tests by the user holds for all runs.
+///
+/// xtask is left out: it could not be replaced while it runs (on Windows), and `ci` tests it separately.
+fn test_runs(steps: &mut Steps, runs: &[Run], args: &[OsString], strict: bool) -> Result<(), Stop> {
+    for (index, run) in runs.iter().enumerate() {
+        let mut command = cargo("test --workspace --exclude xtask --features cli");
+        if args.is_empty() && index > 0 {
+            command.arg("--tests");
+        }
+        command.args(args);
+        run.pin(&mut command);
+        if strict {
+            command.env("WGPU_ATTENTION_REQUIRE_ADAPTER", "1");
+        }
+        steps.run(&format!("test on {}", run.driver.name()), &mut command)?;
+    }
+    Ok(())
+}
+
+fn bench(options: &Options, args: &[OsString]) -> Result<ExitCode, Stop> {
+    // The environment stays as it is: the program chooses among the adapters, or the user by `--adapter`.
+    setup::ready(options, &[Want { driver: Driver::System, required: true }])?;
+    let mut command = cargo(
+        "run --release --package wgpu-attention --features cli --bin wgpu-attention -- bench",
+    );
+    let status =
+        command.args(args).status().map_err(|error| steps::cannot_run(&command, &error))?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(ExitCode::from(code.unwrap_or(1)))
+}
+
+fn ci(options: &Options) -> Result<ExitCode, Stop> {
+    let mut steps = Steps::default();
+    let outcome = ci_steps(&mut steps, options);
+    steps.summarise();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// The cheap steps come first. Documentation follows the check of the library alone, whose dependencies are
+/// compiled alike.
+fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
+    steps.run("format", &mut cargo("fmt --all --check"))?;
+    steps.time("package contents", || check_package(Path::new(env!("CARGO_MANIFEST_DIR"))))?;
+    steps.run("tests of xtask", &mut cargo("test --package xtask"))?;
+    let runs = steps
+        .time("set-up", || setup::ready(options, &setup::wanted(&options.found(), None, true)))?;
+    steps.run(
+        "clippy",
+        &mut cargo("clippy --workspace --all-targets --features cli -- -D warnings"),
+    )?;
+    steps.run(
+        "clippy of the library alone",
+        &mut cargo("clippy --package wgpu-attention --lib -- -D warnings"),
+    )?;
+    steps.run(
+        "documentation",
+        cargo("doc --package wgpu-attention --lib --no-deps").env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    test_runs(steps, &runs, &[], true)
+}
+
+/// The published package is useless without the shaders that the library includes.
+fn check_package(xtask: &Path) -> Result<(), Stop> {
+    let mut command = cargo("package --package wgpu-attention --list --allow-dirty");
+    let output = command.output().map_err(|error| steps::cannot_run(&command, &error))?;
+    let fail = |message| Stop { status: 1, message };
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        return Err(fail(format!("`cargo package --list` failed:\n{reason}")));
+    }
+    let mut shaders = Vec::new();
+    collect_shaders(&xtask.join("../shaders"), "shaders", &mut shaders)
+        .map_err(|error| fail(format!("the folder `shaders` cannot be read: {error}")))?;
+    let listed = String::from_utf8_lossy(&output.stdout);
+    match unlisted(&shaders, &listed)[..] {
+        [] => Ok(()),
+        ref absent => Err(fail(format!("`cargo package` leaves out {}", absent.join(", ")))),
+    }
+}
+
+/// Adds every `.wgsl` file below `folder` to `shaders`, as a path that starts with `prefix`.
+fn collect_shaders(folder: &Path, prefix: &str, shaders: &mut Vec<String>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = format!("{prefix}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            collect_shaders(&entry.path(), &path, shaders)?;
+        } else if path.ends_with(".wgsl") {
+            shaders.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Those of `shaders` that are not a line of `listed`. Cargo lists with the system's own separator.
+fn unlisted<'a>(shaders: &'a [String], listed: &str) -> Vec<&'a str> {
+    let listed: Vec<String> = listed.lines().map(|line| line.replace('\\', "/")).collect();
+    shaders.iter().filter(|shader| !listed.contains(shader)).map(String::as_str).collect()
+}
