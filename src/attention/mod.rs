@@ -3,6 +3,7 @@
 mod bind;
 pub mod reference;
 mod tiles;
+pub mod tolerance;
 mod variant;
 
 pub use tiles::Tiles;
