@@ -19,7 +19,7 @@ pub use attention::{Activation, Attention, Output, Positions, Stage, Tiles, Vari
 pub use caps::Caps;
 pub use context::Context;
 pub use error::{Error, Unsupported};
-pub use mask::{Mask, Term};
+pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
 pub use score::{Broadcast, Score};
 pub use shader::Target;

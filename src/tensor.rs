@@ -205,8 +205,9 @@ impl<'a> View<'a> {
     /// Checks that offset and strides are multiples of four elements.
     pub(crate) fn check_vec4(&self, name: &str) -> Result<(), Error> {
         let strides = self.shape.iter().zip(self.strides).take(3);
-        let aligned = strides.filter(|(size, _)| **size > 1).all(|(_, stride)| stride % 4 == 0);
-        if aligned && self.offset % 4 == 0 {
+        let aligned =
+            strides.filter(|(size, _)| **size > 1).all(|(_, stride)| stride.is_multiple_of(4));
+        if aligned && self.offset.is_multiple_of(4) {
             return Ok(());
         }
         Err(Error::tensor(
@@ -255,8 +256,9 @@ impl<'a> View<'a> {
             .map(|(size, stride)| (stride, u64::from(size)))
             .collect();
         axes.sort_unstable();
-        let nested = axes.windows(2).all(|w| w[0].0.saturating_mul(w[0].1) <= w[1].0)
-            && axes.first().is_none_or(|a| a.0 > 0);
+        let nested = self.shape.contains(&0)
+            || axes.windows(2).all(|w| w[0].0.saturating_mul(w[0].1) <= w[1].0)
+                && axes.first().is_none_or(|axis| axis.0 > 0);
         if nested {
             Ok(())
         } else {

@@ -96,8 +96,9 @@ impl Tiles {
         let whole = compiled_dim(caps, shape.head_dim) / 4;
         // Pieces of the head dimension are a quarter of a cache line or more.
         let padded = whole.next_multiple_of(4);
-        let choices = std::iter::once((whole, whole))
-            .chain([16, 8, 4].into_iter().filter(|c| padded % c == 0).map(|c| (padded, c)));
+        let choices = std::iter::once((whole, whole)).chain(
+            [16, 8, 4].into_iter().filter(|&c| padded.is_multiple_of(c)).map(|c| (padded, c)),
+        );
         let fits = |tiles: &Self| tiles.workgroup_bytes() <= caps.workgroup_memory;
         let mut tiles = choices
             .map(|(head_vecs, chunk_vecs)| Self { head_vecs, chunk_vecs, ..self })

@@ -1,0 +1,249 @@
+//! Dense attention on the device, every supported variant forced, against the f64 reference.
+
+mod common;
+
+use common::{Case, Layout, Random, context, layouts, small};
+use wgpu_attention::{Activation, Attention, Broadcast, DType, Mask, Positions, Shape, Stage};
+
+fn sigmoid() -> Activation {
+    Activation::Sigmoid { bias: None }
+}
+
+/// The smallest case of all, for a first look: one tile, nothing special.
+#[test]
+fn one_tile() {
+    let Some(context) = context() else { return };
+    for dtype in DType::ALL {
+        Case::new(Attention::new(Shape::new(1, 1, 32, 32), dtype).with_lse(), 1).check(context);
+    }
+}
+
+#[test]
+fn lengths_odd_and_unequal() {
+    let Some(context) = context() else { return };
+    let mut seed = 0;
+    for (query_len, key_len) in
+        [(1, 1), (1, 1000), (63, 65), (65, 63), (200, 1), (0, 5), (5, 0), (129, 257)]
+    {
+        for activation in [Activation::Softmax, sigmoid()] {
+            for mask in [Mask::full(), Mask::causal()] {
+                seed += 1;
+                let shape = Shape::new(1, 2, query_len, 32).with_key_len(key_len);
+                let mut attention =
+                    Attention::new(shape, DType::F32).with_activation(activation).with_mask(mask);
+                if activation == Activation::Softmax {
+                    attention = attention.with_lse();
+                }
+                Case::new(attention, seed).check(context);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_layout_and_dtype() {
+    let Some(context) = context() else { return };
+    for dtype in DType::ALL {
+        for dim in [32, 7] {
+            let shape = Shape::new(2, 4, 33, dim).with_key_value_heads(2).with_key_len(65);
+            let attention = Attention::new(shape, dtype).with_lse();
+            for (seed, layout) in layouts(&attention).into_iter().enumerate() {
+                Case::new(attention.clone(), seed as u64).with_layout(layout).check(context);
+            }
+        }
+    }
+}
+
+#[test]
+fn head_dims() {
+    let Some(context) = context() else { return };
+    let dims = [
+        (1, 1),
+        (2, 3),
+        (16, 64),
+        (64, 16),
+        (40, 96),
+        (128, 128),
+        (80, 192),
+        (256, 256),
+        (255, 256),
+    ];
+    for (seed, (head_dim, value_dim)) in dims.into_iter().enumerate() {
+        let shape = Shape::new(1, 2, 37, head_dim).with_value_dim(value_dim).with_key_len(70);
+        let dtype = DType::ALL[seed % 3];
+        Case::new(Attention::new(shape, dtype).with_lse(), seed as u64).check(context);
+    }
+}
+
+#[test]
+fn grouped_heads_of_keys_and_of_values() {
+    let Some(context) = context() else { return };
+    for (query_heads, key_heads, value_heads) in [(6, 1, 6), (6, 2, 3), (12, 4, 1), (3, 3, 1)] {
+        let shape = Shape::new(2, query_heads, 20, 16)
+            .with_key_heads(key_heads)
+            .with_value_heads(value_heads)
+            .with_key_len(33);
+        Case::new(Attention::new(shape, DType::F16), 7).check(context);
+    }
+}
+
+/// Masks of every word, alone and joined, under every rule for positions.
+#[test]
+fn masks() {
+    let Some(context) = context() else { return };
+    let expressions = [
+        "causal",
+        "causal_top_left",
+        "window(7,3)",
+        "window(0,inf)",
+        "causal & (window(15,0) | sink(4))",
+        "causal | prefix(20)",
+        "documents",
+        "documents & causal",
+        "documents & (causal & window(5) | sink(2))",
+        "lengths",
+        "lengths & causal | sink(1)",
+        "roles & causal",
+        "tree",
+        "documents & tree",
+        "dense",
+        "dense & window(9,9) | sink(2) & causal | roles & dense | tree & lengths",
+        "sink(0)",
+    ];
+    for (seed, expression) in expressions.into_iter().enumerate() {
+        let mask: Mask = expression.parse().expect("a valid expression");
+        for positions in [Positions::BottomRight, Positions::TopLeft, Positions::PerBatch] {
+            let attention = Attention::new(small(), DType::F32)
+                .with_mask(mask.clone())
+                .with_positions(positions)
+                .with_lse();
+            Case::new(attention, seed as u64).check(context);
+        }
+    }
+}
+
+#[test]
+fn score_modifiers() {
+    let Some(context) = context() else { return };
+    let plain = |dtype| Attention::new(small(), dtype).with_lse();
+    let shared = Broadcast::SHARED;
+    let own = Broadcast { per_batch: true, per_head: true };
+    let heads = Broadcast { per_batch: false, per_head: true };
+    let cases = [
+        plain(DType::F32).with_scale(0.5),
+        plain(DType::F32).with_softcap(3.0),
+        plain(DType::F32).with_alibi().with_mask(Mask::causal()),
+        plain(DType::F32).with_alibi().with_mask(Mask::documents()),
+        plain(DType::F32).with_key_bias(shared),
+        plain(DType::F32).with_key_bias(own),
+        plain(DType::F32).with_bias(DType::F32, heads),
+        plain(DType::F16).with_bias(DType::F16, own),
+        plain(DType::BF16).with_bias(DType::BF16, shared).with_mask(Mask::causal()),
+        plain(DType::F16)
+            .with_softcap(2.0)
+            .with_alibi()
+            .with_key_bias(heads)
+            .with_bias(DType::F32, own)
+            .with_mask(Mask::causal() & Mask::dense()),
+    ];
+    for (seed, attention) in cases.into_iter().enumerate() {
+        Case::new(attention.clone(), seed as u64).check(context);
+        let mut attention = attention.with_activation(sigmoid());
+        attention.output = wgpu_attention::Output::Attention { lse: false };
+        Case::new(attention, seed as u64).check(context);
+    }
+}
+
+#[test]
+fn scores_at_every_stage() {
+    let Some(context) = context() else { return };
+    for stage in Stage::ALL {
+        for activation in [Activation::Softmax, sigmoid()] {
+            for dtype in [DType::F32, DType::F16] {
+                let attention = Attention::new(small(), dtype)
+                    .with_activation(activation)
+                    .with_softcap(4.0)
+                    .with_bias(DType::F16, Broadcast { per_batch: true, per_head: false })
+                    .with_mask(Mask::causal() & Mask::lengths())
+                    .with_scores(stage);
+                Case::new(attention, 5).check(context);
+            }
+        }
+    }
+}
+
+/// A row without keys has output 0 and LSE −∞, inside a live tile too.
+#[test]
+fn rows_without_keys() {
+    let Some(context) = context() else { return };
+    let attention = Attention::new(small(), DType::F32).with_mask(Mask::dense()).with_lse();
+    let mut case = Case::new(attention.clone(), 3);
+    let shape = attention.shape;
+    let keep: Vec<bool> =
+        (0..shape.query_len * shape.key_len).map(|pair| pair / shape.key_len % 5 != 2).collect();
+    case.sides.dense_mask =
+        Some((wgpu_attention::pack_mask(&keep, shape.key_len), Broadcast::SHARED));
+    case.check(context);
+    let results = case.run(context, wgpu_attention::Variant::Tiled).expect("it runs");
+    let row = 2 * shape.value_dim as usize;
+    assert!(results.out[row..row + shape.value_dim as usize].iter().all(|&x| x == 0.0));
+    assert_eq!(results.lse.expect("asked for")[2], -1e30);
+}
+
+/// Non-finite keys and values reach exactly the rows that keep them.
+#[test]
+fn non_finite_keys_and_values() {
+    let Some(context) = context() else { return };
+    for activation in [Activation::Softmax, sigmoid()] {
+        for dtype in DType::ALL {
+            for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let attention = Attention::new(small(), dtype)
+                    .with_activation(activation)
+                    .with_mask(Mask::causal() & Mask::window(Some(20), None));
+                let dim = attention.shape.head_dim as usize;
+                let mut case = Case::new(attention.clone(), 11);
+                case.value[40 * dim + 3] = poison;
+                case.check(context);
+                let mut case = Case::new(attention, 12);
+                case.key[40 * dim + 3] = poison;
+                case.check(context);
+            }
+        }
+    }
+}
+
+/// Scores of ±1e4 overflow nothing.
+#[test]
+fn large_scores() {
+    let Some(context) = context() else { return };
+    for activation in [Activation::Softmax, sigmoid()] {
+        for scale in [1e4f32, -1e4] {
+            let attention = Attention::new(small(), DType::F32)
+                .with_activation(activation)
+                .with_mask(Mask::causal())
+                .with_scale(scale);
+            let case = Case::new(attention, 2);
+            for variant in wgpu_attention::Variant::ALL {
+                if variant.supports(context.caps(), &case.attention).is_ok() {
+                    let results = case.run(context, variant).expect("it runs");
+                    assert!(results.out.iter().all(|x| x.is_finite()), "{variant}");
+                }
+            }
+            case.check(context);
+        }
+    }
+}
+
+/// The same plan gives the same bits.
+#[test]
+fn deterministic() {
+    let Some(context) = context() else { return };
+    let attention = Attention::new(small(), DType::F32).with_mask(Mask::causal());
+    let case = Case::new(attention.clone(), 9).with_layout(Layout::Packed);
+    let plan = pollster::block_on(attention.plan(context)).expect("plans");
+    let first = case.run_plan(context, &plan).expect("runs").out;
+    for _ in 0..10 {
+        assert_eq!(case.run_plan(context, &plan).expect("runs").out, first);
+    }
+    let _ = Random::new(0);
+}
