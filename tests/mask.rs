@@ -517,7 +517,7 @@ fn extreme_numbers_do_not_overflow() {
     for (offset, kept) in [(&[1 << 29], 0..1 << 28), (&[-(1 << 29)], 0..0)] {
         let arrays = arrays_with(offset);
         let rows = MaskRows::new(&attention, &arrays).unwrap();
-        assert_eq!(rows.range(0, 0, (1 << 30) - 1), kept);
+        assert_eq!(rows.range(0, 0, (1 << 28) - 1), kept);
     }
     let arrays = arrays_with(&[i32::MIN]);
     assert!(MaskRows::new(&attention, &arrays).is_err());
