@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use crate::Error;
 
+mod unroll;
+
 /// Which compiler a shader is for; only the header differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
@@ -55,6 +57,7 @@ pub(crate) use fragment;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Header {
     subgroups: bool,
+    unrolled: bool,
     constants: String,
 }
 
@@ -62,6 +65,12 @@ impl Header {
     /// Declares that the shader uses subgroup operations.
     pub fn subgroups(mut self) -> Self {
         self.subgroups = true;
+        self
+    }
+
+    /// Has the loops that are marked for it written out.
+    pub fn unrolled(mut self, unrolled: bool) -> Self {
+        self.unrolled = unrolled;
         self
     }
 
@@ -84,8 +93,8 @@ impl Header {
 pub(crate) struct Source {
     label: String,
     wgsl: String,
-    /// Where each fragment starts: its first line in `wgsl`, counted from 1, and its name.
-    starts: Vec<(usize, &'static str)>,
+    /// For each line of `wgsl`, the file and the line in it; the header's lines have no file.
+    origins: Vec<(Option<&'static str>, usize)>,
     bindings: &'static [Binding],
 }
 
@@ -98,18 +107,32 @@ impl Source {
         fragments: &[Fragment],
         bindings: &'static [Binding],
     ) -> Self {
-        let mut wgsl = String::new();
+        let mut head = String::new();
         if header.subgroups && target == Target::Web {
-            wgsl.push_str("enable subgroups;\n");
+            head.push_str("enable subgroups;\n");
         }
-        wgsl.push_str(&header.constants);
-        let mut starts = Vec::new();
-        for fragment in fragments {
-            let _ = writeln!(wgsl, "\n// ---- shaders/{}", fragment.name);
-            starts.push((wgsl.lines().count() + 1, fragment.name));
-            wgsl.push_str(fragment.text);
+        head.push_str(&header.constants);
+        let texts = std::iter::once(head.as_str()).chain(fragments.iter().map(|f| f.text));
+        let mut lines: Vec<unroll::Line> = Vec::new();
+        for (fragment, text) in texts.enumerate() {
+            let numbered = text.lines().enumerate();
+            lines.extend(numbered.map(|(line, text)| (text.to_owned(), (fragment, line + 1))));
         }
-        Self { label: label.into(), wgsl, starts, bindings }
+        if header.unrolled {
+            match unroll::unroll(&lines) {
+                Ok(unrolled) => lines = unrolled,
+                // A fault in `shaders/` that costs speed only: the loops work as they stand.
+                Err(fault) => log::error!("not unrolled, {fault:?} of {:?}", fragments),
+            }
+        }
+        let mut wgsl = String::new();
+        for (text, _) in &lines {
+            wgsl.push_str(text);
+            wgsl.push('\n');
+        }
+        let name = |fragment: usize| fragment.checked_sub(1).map(|index| fragments[index].name);
+        let origins = lines.iter().map(|&(_, (fragment, line))| (name(fragment), line)).collect();
+        Self { label: label.into(), wgsl, origins, bindings }
     }
 
     /// What the kernel binds.
@@ -129,17 +152,12 @@ impl Source {
 
     /// A compiler's message with its place mapped back to a file of `shaders/`.
     pub fn compile_error(&self, message: &str) -> Error {
-        let place = position(message).map_or_else(String::new, |line| match self.locate(line) {
-            Some((file, line)) => format!("shaders/{file}:{line}: "),
+        let origin = position(message).and_then(|line| self.origins.get(line.checked_sub(1)?));
+        let place = origin.map_or_else(String::new, |(file, line)| match file {
+            Some(file) => format!("shaders/{file}:{line}: "),
             None => format!("generated header, line {line}: "),
         });
         Error::Shader { label: self.label.clone(), message: format!("{place}{message}") }
-    }
-
-    /// The file and line behind a line of the sum.
-    fn locate(&self, line: usize) -> Option<(&'static str, usize)> {
-        let &(start, name) = self.starts.iter().rev().find(|(start, _)| *start <= line)?;
-        Some((name, line - start + 1))
     }
 }
 

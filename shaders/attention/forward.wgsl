@@ -185,12 +185,15 @@ fn attend(group: u32, thread: u32) {
                 workgroupBarrier();
                 for (var vector = 0u; vector < CHUNK_VECS; vector++) {
                     var keys: array<vec4<f32>, COLS>;
+                    // unroll
                     for (var column = 0u; column < COLS; column++) {
                         let slot = column * THREADS_X + thread_x;
                         keys[column] = stage[KEY_AT + slot * STAGE_STRIDE + vector];
                     }
+                    // unroll
                     for (var r = 0u; r < ROWS; r++) {
                         let q = stage[(r * THREADS_Y + thread_y) * STAGE_STRIDE + vector];
+                        // unroll
                         for (var column = 0u; column < COLS; column++) {
                             // Not dot(): the sum goes on from the score, one fma each.
                             var score = scores[r * COLS + column];
@@ -203,8 +206,10 @@ fn attend(group: u32, thread: u32) {
                     }
                 }
             }
+            // unroll
             for (var r = 0u; r < ROWS; r++) {
                 let local_row = r * THREADS_Y + thread_y;
+                // unroll
                 for (var column = 0u; column < COLS; column += 4u) {
                     let at = r * COLS + column;
                     weight_tile[weight_at(local_row, (thread_x * COLS + column) / 4u)] =
@@ -226,8 +231,10 @@ fn attend(group: u32, thread: u32) {
             workgroupBarrier();
 
             if (SOFTMAX) {
+                // unroll
                 for (var r = 0u; r < ROWS; r++) {
                     let factor = row_factor[r * THREADS_Y + thread_y];
+                    // unroll
                     for (var vector = 0u; vector < OUT_VECS; vector++) {
                         acc[r * OUT_VECS + vector] *= factor;
                     }
@@ -241,15 +248,18 @@ fn attend(group: u32, thread: u32) {
                 }
                 for (var column = 0u; column < VALUE_KEYS; column += 4u) {
                     var weights: array<vec4<f32>, ROWS>;
+                    // unroll
                     for (var r = 0u; r < ROWS; r++) {
                         weights[r] = weight_tile[weight_at(r * THREADS_Y + thread_y, (base + column) / 4u)];
                     }
+                    // unroll
                     for (var vector = 0u; vector < OUT_VECS; vector++) {
                         let at = VALUE_AT + column * VALUE_STRIDE + vector * THREADS_X + thread_x;
                         let v0 = stage[at];
                         let v1 = stage[at + VALUE_STRIDE];
                         let v2 = stage[at + 2u * VALUE_STRIDE];
                         let v3 = stage[at + 3u * VALUE_STRIDE];
+                        // unroll
                         for (var r = 0u; r < ROWS; r++) {
                             let w = weights[r];
                             var sum = acc[r * OUT_VECS + vector];
@@ -280,12 +290,14 @@ fn attend(group: u32, thread: u32) {
         finish_row(&row, here, owned_row, total, poisoned);
     }
     workgroupBarrier();
+    // unroll
     for (var r = 0u; r < ROWS; r++) {
         let local_row = r * THREADS_Y + thread_y;
         let query_index = first_query + local_row;
         if (query_index < params.query_len) {
             let start = params.out.w + here.batch * params.out.x + here.head * params.out.y
                 + query_index * params.out.z;
+            // unroll
             for (var vector = 0u; vector < OUT_VECS; vector++) {
                 let dim = 4u * (vector * THREADS_X + thread_x);
                 store_out(start + dim, remaining(params.value_dim, dim), acc[r * OUT_VECS + vector] * row_factor[local_row]);

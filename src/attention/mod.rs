@@ -305,7 +305,8 @@ impl Attention {
         variant: Variant,
         tiles: Option<Tiles>,
     ) -> Result<Plan, Error> {
-        let source = variant.source(self, tiles.as_ref(), Target::current());
+        let source =
+            variant.source(self, tiles.as_ref(), !context.caps().is_cpu, Target::current());
         let pipeline = context.pipeline(&source).await?;
         let narrow = match self.narrow_source() {
             Some(narrow) => Some(context.pipeline(&narrow).await?),

@@ -133,10 +133,13 @@ impl Variant {
         self,
         attention: &Attention,
         tiles: Option<&Tiles>,
+        unrolled: bool,
         target: Target,
     ) -> Source {
         let alignment = attention.alignment();
         let mut header = Header::default()
+            // Arrays in registers need constant indices; CPU drivers compile too slowly for it.
+            .unrolled(unrolled)
             .switch("SOFTMAX", attention.activation == Activation::Softmax)
             .switch("MODIFIED", attention.score.is_modified())
             .switch("PAIR_TESTS", attention.mask.any(crate::Term::tests_pairs))
