@@ -1,4 +1,5 @@
-//! The command-line program: attention over tensors in files, and what this machine can run.
+//! The command-line program: attention over tensors in files, what this machine can run, and how
+//! fast.
 //!
 //! Exit status: 0 when all is well, 1 for a failed check or a run-time failure, 2 for bad input.
 //! With `--json`, stdout holds JSON alone; messages go to stderr.
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use wgpu_attention::Error;
 
+mod bench;
 mod check;
 mod compute;
 mod device;
@@ -31,6 +33,7 @@ struct Cli {
 enum Command {
     Info(info::Args),
     Run(run::Args),
+    Bench(bench::Args),
 }
 
 /// Input that the program cannot use, as a sentence.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Info(args) => info::info(&args),
         Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::bench(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
