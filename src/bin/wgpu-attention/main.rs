@@ -1,2 +1,89 @@
-//! x
-fn main() {}
+//! The command-line program: attention over tensors in files, what this machine can run, and how
+//! fast.
+//!
+//! Exit status: 0 when all is well, 1 for a failed check or a run-time failure, 2 for bad input.
+//! With `--json`, stdout holds JSON alone; messages go to stderr.
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use wgpu_attention::Error;
+
+mod bench;
+mod check;
+mod compute;
+mod device;
+mod info;
+mod input;
+mod output;
+mod problem;
+mod run;
+mod side;
+
+/// Attention on any GPU that Vulkan, Metal or DX12 reaches.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Info(info::Args),
+    Run(run::Args),
+    Bench(bench::Args),
+}
+
+/// Input that the program cannot use, as a sentence.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct BadInput(String);
+
+fn bad_input(sentence: impl Into<String>) -> anyhow::Error {
+    BadInput(sentence.into()).into()
+}
+
+fn main() -> ExitCode {
+    let default = env_logger::Env::default().default_filter_or("error,wgpu_attention=warn");
+    env_logger::Builder::from_env(default).init();
+    let done = match Cli::parse().command {
+        Command::Info(args) => info::info(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::bench(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+/// Whether the user can mend it by asking for something else.
+fn is_bad_input(error: &anyhow::Error) -> bool {
+    let by_library = |error: &Error| {
+        matches!(
+            error,
+            Error::Tensor { .. }
+                | Error::Config { .. }
+                | Error::MaskSyntax { .. }
+                | Error::SharedBuffer { .. }
+                | Error::Limit { .. }
+                | Error::Unsupported(_)
+        )
+    };
+    error.chain().any(|cause| {
+        cause.is::<BadInput>() || cause.downcast_ref::<Error>().is_some_and(by_library)
+    })
+}
+
+/// Prints to stdout; a reader that has gone away (`| head`) is no failure.
+fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

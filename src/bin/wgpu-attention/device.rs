@@ -1,0 +1,103 @@
+//! Adapters by name, and buffers on the device.
+
+use anyhow::Result;
+use pollster::block_on;
+use wgpu_attention::attention::tolerance::EMPTY;
+use wgpu_attention::{Context, DType, Error, View, wgpu};
+
+use crate::bad_input;
+
+/// A device on the adapter whose name, driver or backend contains `name`, or on the fastest.
+pub fn open(name: Option<&str>) -> Result<Context> {
+    let Some(name) = name else {
+        return Ok(block_on(Context::request())?);
+    };
+    let adapters = block_on(Context::adapters());
+    let wanted = name.to_lowercase();
+    match adapters.iter().find(|adapter| describe(adapter).to_lowercase().contains(&wanted)) {
+        Some(adapter) => Ok(block_on(Context::from_adapter(adapter))?),
+        None => {
+            let names: Vec<String> = adapters.iter().map(describe).collect();
+            Err(bad_input(format!(
+                "--adapter: expected part of an adapter's name, got `{name}`; there {} (and, for \
+                 `run`, `reference`)",
+                match &names[..] {
+                    [] => "is none".to_owned(),
+                    names => format!("are: {}", names.join("; ")),
+                }
+            )))
+        }
+    }
+}
+
+/// Name, driver and backend.
+fn describe(adapter: &wgpu::Adapter) -> String {
+    let info = adapter.get_info();
+    format!("{} ({} {}, {})", info.name, info.driver, info.driver_info, info.backend)
+}
+
+/// A contiguous tensor in a buffer of its own.
+pub struct DeviceTensor {
+    buffer: wgpu::Buffer,
+    dtype: DType,
+    shape: [u32; 4],
+}
+
+impl DeviceTensor {
+    /// Room for a tensor `[batch, heads, len, dim]`, all zeros.
+    pub fn new(context: &Context, name: &str, dtype: DType, shape: [u32; 4]) -> Result<Self> {
+        let elements = shape.iter().fold(1u64, |n, &size| n.saturating_mul(size.into()));
+        let size = elements.saturating_mul(dtype.size());
+        let allowed = context.caps().buffer;
+        if size > allowed {
+            let what = format!("tensor `{name}` {shape:?} in {dtype}");
+            let limit = "maxBufferSize";
+            return Err(Error::Limit { what, limit, needed: size, allowed }.into());
+        }
+        let memory = context.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(name),
+            // Whole words, and never empty.
+            size: size.next_multiple_of(4).max(4),
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_DST
+                | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        match block_on(memory.pop()) {
+            Some(error) => Err(Error::from(error).into()),
+            None => Ok(Self { buffer, dtype, shape }),
+        }
+    }
+
+    /// Fills the tensor with elements of its dtype.
+    pub fn write(self, context: &Context, bytes: &[u8]) -> Self {
+        let (words, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        context.queue().write_buffer(&self.buffer, 0, words);
+        if !rest.is_empty() {
+            let mut word = [0; 4];
+            word[..rest.len()].copy_from_slice(rest);
+            context.queue().write_buffer(&self.buffer, words.len() as u64, &word);
+        }
+        self
+    }
+
+    pub fn view(&self) -> View<'_> {
+        View::new(&self.buffer, self.dtype, self.shape)
+    }
+
+    pub fn read(&self, context: &Context) -> Result<Vec<f32>> {
+        Ok(block_on(context.read(self.view()))?)
+    }
+
+    /// The numbers, with −∞ for those that stand for it in buffers.
+    pub fn read_with_infinities(&self, context: &Context) -> Result<Vec<f32>> {
+        let mut numbers = self.read(context)?;
+        for number in &mut numbers {
+            if f64::from(*number) <= EMPTY {
+                *number = f32::NEG_INFINITY;
+            }
+        }
+        Ok(numbers)
+    }
+}

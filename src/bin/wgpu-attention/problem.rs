@@ -1,0 +1,179 @@
+//! What is to be computed: a configuration and its tensors, from a file and the options.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use wgpu_attention::attention::reference::HostInputs;
+use wgpu_attention::{Activation, Arrays, Attention, Broadcast, Mask, Positions, Shape};
+
+use crate::bad_input;
+use crate::input::{Size, Tensor, Tensors};
+use crate::side::{Side, broadcast};
+
+/// The options that make a configuration.
+#[derive(clap::Args)]
+pub struct Options {
+    /// How scores become weights
+    #[arg(long, value_enum, default_value_t = ActivationName::Softmax)]
+    activation: ActivationName,
+    /// Added to every score before the sigmoid [default: −ln Nk]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    sigmoid_bias: Option<f32>,
+    /// Which pairs count, such as `causal & (window(255,0) | sink(4))`; words: full, causal,
+    /// causal_top_left, window(L,R), sink(N), prefix(N), documents, lengths, roles, tree, dense
+    #[arg(long, value_name = "EXPR", default_value = "full")]
+    mask: Mask,
+    /// Where the queries stand among the keys [default: bottom-right, or the file's query_offset]
+    #[arg(long, value_enum)]
+    align: Option<Align>,
+    /// Factor of the dot products [default: 1/√dk]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    scale: Option<f32>,
+    /// Caps scores at ±X by X · tanh(s/X)
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    softcap: Option<f32>,
+    /// Writes the log-sum-exp of every row as `lse` (softmax only)
+    #[arg(long)]
+    lse: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActivationName {
+    Softmax,
+    Sigmoid,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Align {
+    /// The last query stands at the last key.
+    BottomRight,
+    /// The first query stands at the first key.
+    TopLeft,
+}
+
+/// A configuration and its tensors, borrowed from the file where they need no conversion.
+pub struct Problem<'a> {
+    pub attention: Attention,
+    pub query: Tensor<'a>,
+    pub key: Tensor<'a>,
+    pub value: Tensor<'a>,
+    pub bias: Option<Tensor<'a>>,
+    /// The file's own `out`, to compare with.
+    pub out: Option<Tensor<'a>>,
+    side: Side,
+}
+
+impl<'a> Problem<'a> {
+    /// Reads and checks everything that the configuration refers to.
+    pub fn load(tensors: &Tensors<'a>, options: &Options) -> Result<Self> {
+        let query = tensors.require("q", "as [B, Hq, Nq, dk]")?;
+        let key = tensors.require("k", "as [B, Hk, Nk, dk]")?;
+        let value = tensors.require("v", "as [B, Hv, Nk, dv]")?;
+        let shape = shape_of(&query, &key, &value)?;
+        shape.validate()?;
+        let dtype = query.dtype()?;
+        for other in [&key, &value] {
+            let got = other.dtype()?;
+            if got != dtype {
+                let expected = format!("dtype {dtype} as `{}`", query.name);
+                return Err(other.error(expected, got.to_string()).into());
+            }
+        }
+        let mut attention = Attention::new(shape, dtype).with_mask(options.mask.clone());
+        let side = Side::load(tensors, &shape, &options.mask)?;
+        attention.positions = options.positions(&side)?;
+        attention.activation = options.activation()?;
+        attention.score.scale = options.scale;
+        attention.score.softcap = options.softcap;
+        attention.score.alibi = side.alibi_slopes.is_some();
+        attention.score.key_bias = side.key_bias.as_ref().map(|(_, broadcast)| *broadcast);
+        let bias = tensors.get("bias");
+        if let Some(bias) = &bias {
+            attention = attention.with_bias(bias.dtype()?, bias_broadcast(bias, &shape)?);
+        }
+        if options.lse {
+            attention = attention.with_lse();
+        }
+        attention.validate()?;
+        let out = tensors.get("out");
+        if let Some(out) = &out {
+            out.shape("[B, Hq, Nq, dv]", shape.out().map(Size::Is))?;
+            out.dtype()?;
+        }
+        Ok(Self { attention, query, key, value, bias, out, side })
+    }
+
+    pub fn arrays(&self) -> Arrays<'_> {
+        self.side.arrays()
+    }
+
+    /// The tensors as numbers, for the reference.
+    pub fn decode(&self) -> Result<Decoded> {
+        Ok(Decoded {
+            query: self.query.floats()?,
+            key: self.key.floats()?,
+            value: self.value.floats()?,
+            bias: self.bias.as_ref().map(Tensor::floats).transpose()?,
+        })
+    }
+}
+
+/// A problem's tensors as numbers.
+pub struct Decoded {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Decoded {
+    pub fn host_inputs<'a>(&'a self, arrays: Arrays<'a>) -> HostInputs<'a> {
+        let mut inputs = HostInputs::new(&self.query, &self.key, &self.value).with_arrays(arrays);
+        inputs.bias = self.bias.as_deref();
+        inputs
+    }
+}
+
+impl Options {
+    fn activation(&self) -> Result<Activation> {
+        match (self.activation, self.sigmoid_bias) {
+            (ActivationName::Sigmoid, bias) => Ok(Activation::Sigmoid { bias }),
+            (ActivationName::Softmax, None) => Ok(Activation::Softmax),
+            (ActivationName::Softmax, Some(bias)) => Err(bad_input(format!(
+                "--sigmoid-bias: expected with --activation sigmoid only, got {bias} with softmax"
+            ))),
+        }
+    }
+
+    fn positions(&self, side: &Side) -> Result<Positions> {
+        match (self.align, &side.query_offset) {
+            (None, Some(_)) => Ok(Positions::PerBatch),
+            (None | Some(Align::BottomRight), None) => Ok(Positions::BottomRight),
+            (Some(Align::TopLeft), None) => Ok(Positions::TopLeft),
+            (Some(_), Some(_)) => Err(bad_input(
+                "--align: expected without a tensor `query_offset`, which says where the queries \
+                 stand, got both",
+            )),
+        }
+    }
+}
+
+fn shape_of(query: &Tensor<'_>, key: &Tensor<'_>, value: &Tensor<'_>) -> Result<Shape> {
+    use Size::{Any, Is};
+    let [batch, query_heads, query_len, head_dim] = query.shape("[B, Hq, Nq, dk]", [Any; 4])?;
+    let [_, key_heads, key_len, _] =
+        key.shape("[B, Hk, Nk, dk]", [Is(batch), Any, Any, Is(head_dim)])?;
+    let [_, value_heads, _, value_dim] =
+        value.shape("[B, Hv, Nk, dv]", [Is(batch), Any, Is(key_len), Any])?;
+    Ok(Shape::new(batch, query_heads, query_len, head_dim)
+        .with_key_heads(key_heads)
+        .with_value_heads(value_heads)
+        .with_key_len(key_len)
+        .with_value_dim(value_dim))
+}
+
+fn bias_broadcast(bias: &Tensor<'_>, shape: &Shape) -> Result<Broadcast> {
+    let [batch, heads, query_len, key_len] = shape.scores();
+    let sizes = [Size::OrOne(batch), Size::OrOne(heads), Size::Is(query_len), Size::Is(key_len)];
+    let [batch, heads, ..] = bias.shape("[B|1, Hq|1, Nq, Nk]", sizes)?;
+    Ok(broadcast(batch, heads))
+}

@@ -1,0 +1,228 @@
+//! `wgpu-attention run`: attention over the tensors of a file.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::ArgGroup;
+use serde::Serialize;
+use wgpu_attention::attention::reference::Reference;
+use wgpu_attention::{Attention, DType, Stage, Variant};
+
+use crate::check::{Check, check};
+use crate::compute::{self, Results};
+use crate::input::File;
+use crate::output::{Named, OutputFile};
+use crate::problem::{Options, Problem};
+use crate::{bad_input, device, print};
+
+/// Computes attention over the tensors of a safetensors file
+///
+/// Tensors: q [B, Hq, Nq, dk], k [B, Hk, Nk, dk] and v [B, Hv, Nk, dv] in f32, f16 or bf16;
+/// applied when present: alibi_slopes [Hq], key_bias [B|1, Hq|1, Nk], bias [B|1, Hq|1, Nq, Nk],
+/// query_offset [B]; for masks: mask [B|1, Hq|1, Nq, Nk], cu_seqlens_q and cu_seqlens_k [docs+1],
+/// key_lengths [B], roles_q [Nq], roles_k [Nk], role_table [R, R], tree_bits [Nq] or [Nq, 2].
+/// With --check, out [B, Hq, Nq, dv] is compared with the result.
+#[derive(clap::Args)]
+#[command(group = ArgGroup::new("results")
+    .args(["output", "check", "print_wgsl", "json"]).required(true).multiple(true))]
+pub struct Args {
+    /// The safetensors file with the tensors
+    #[arg(value_name = "IN.safetensors")]
+    input: PathBuf,
+    /// Where the results go: `out`, `lse`, `scores`
+    #[arg(long, short, value_name = "OUT.safetensors")]
+    output: Option<PathBuf>,
+    /// What the names of the file's tensors start with, such as `layer3.`
+    #[arg(long, default_value = "", hide_default_value = true)]
+    prefix: String,
+    #[command(flatten)]
+    options: Options,
+    /// Forces a kernel
+    #[arg(long, value_name = "NAME")]
+    variant: Option<Variant>,
+    /// Part of the name of the adapter to use; `reference` computes on the CPU in f64
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+    /// Writes the scores too, as `scores`: scaled, modified, masked or probabilities
+    #[arg(long, value_name = "STAGE", value_parser = parse_stage)]
+    scores: Option<Stage>,
+    /// Compares the results with the f64 reference, and with the file's own `out`
+    #[arg(long)]
+    check: bool,
+    /// Prints the kernel's source
+    #[arg(long)]
+    print_wgsl: bool,
+    /// Prints one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is told about a run.
+#[derive(Serialize)]
+struct Report {
+    adapter: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variant: Option<&'static str>,
+    dtype: &'static str,
+    query: [u32; 4],
+    key: [u32; 4],
+    value: [u32; 4],
+    mask: String,
+    /// Wall-clock time with compilation and transfers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<Check>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wgsl: Option<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let file = File::read(&args.input)?;
+    let problem = Problem::load(&file.tensors(&args.prefix)?, &args.options)?;
+    let decoded = problem.decode()?;
+    let inputs = decoded.host_inputs(problem.arrays());
+    // This checks the side arrays too, before a device is opened.
+    let reference = Reference::new(&problem.attention, &inputs)?;
+    if let Some(stage) = args.scores {
+        problem.attention.clone().with_scores(stage).validate()?;
+    }
+    let output = match &args.output {
+        Some(path) => Some(OutputFile::create(path, &args.input)?),
+        None => None,
+    };
+
+    let mut report = Report::new(&problem);
+    if let Some(results) = args.compute(&problem, &reference, &mut report)? {
+        if args.check {
+            report.check = Some(check(&reference, &problem, &results, args.scores)?);
+        }
+        if let Some(output) = output.filter(|_| report.passed()) {
+            output.write(&tensors(&results, &problem.attention))?;
+            report.output = args.output.as_ref().map(|path| path.display().to_string());
+        }
+    }
+    print(if args.json { serde_json::to_string_pretty(&report)? } else { report.to_string() })?;
+    if !report.passed() {
+        bail!("the check failed: an error is beyond its bound (no output is written then)");
+    }
+    Ok(())
+}
+
+impl Args {
+    /// Computes what is asked for; nothing when that is the kernel's source alone.
+    fn compute(
+        &self,
+        problem: &Problem<'_>,
+        reference: &Reference<'_>,
+        report: &mut Report,
+    ) -> Result<Option<Results>> {
+        let started = Instant::now();
+        let results = if self.adapter.as_deref() == Some("reference") {
+            if self.print_wgsl || self.variant.is_some() {
+                return Err(bad_input(
+                    "--adapter: expected a device for --print-wgsl and --variant, got `reference`, \
+                     which has no kernels",
+                ));
+            }
+            report.adapter = "reference (CPU, f64)".into();
+            compute::on_host(reference, &problem.attention, self.scores)?
+        } else {
+            let context = device::open(self.adapter.as_deref())?;
+            let plan = compute::plan(&context, &problem.attention, self.variant)?;
+            report.adapter = context.caps().adapter.clone();
+            report.variant = Some(plan.variant().label());
+            report.wgsl = self.print_wgsl.then(|| plan.wgsl().to_owned());
+            if self.print_wgsl && self.output.is_none() && !self.check {
+                return Ok(None);
+            }
+            compute::on_device(&context, problem, &plan, self.scores)?
+        };
+        report.seconds = Some(started.elapsed().as_secs_f64());
+        Ok(Some(results))
+    }
+}
+
+/// The results as tensors of the output file.
+fn tensors<'a>(results: &'a Results, attention: &Attention) -> Vec<Named<'a>> {
+    let sizes = |shape: &[u32]| shape.iter().map(|&size| size as usize).collect();
+    let shape = &attention.shape;
+    let mut tensors = vec![Named {
+        name: "out",
+        dtype: attention.dtype,
+        shape: sizes(&shape.out()),
+        values: &results.out,
+    }];
+    if let Some(values) = &results.lse {
+        let shape = sizes(&shape.lse()[..3]);
+        tensors.push(Named { name: "lse", dtype: DType::F32, shape, values });
+    }
+    if let Some(values) = &results.scores {
+        let shape = sizes(&shape.scores());
+        tensors.push(Named { name: "scores", dtype: DType::F32, shape, values });
+    }
+    tensors
+}
+
+fn parse_stage(name: &str) -> Result<Stage, String> {
+    Stage::ALL
+        .into_iter()
+        .find(|stage| stage.name() == name)
+        .ok_or_else(|| format!("expected one of {}", Stage::ALL.map(Stage::name).join(", ")))
+}
+
+impl Report {
+    fn new(problem: &Problem<'_>) -> Self {
+        let attention = &problem.attention;
+        let shape = &attention.shape;
+        Self {
+            adapter: String::new(),
+            variant: None,
+            dtype: attention.dtype.name(),
+            query: shape.query(),
+            key: shape.key(),
+            value: shape.value(),
+            mask: attention.mask.to_string(),
+            seconds: None,
+            check: None,
+            output: None,
+            wgsl: None,
+        }
+    }
+
+    /// Whether no check failed.
+    fn passed(&self) -> bool {
+        self.check.as_ref().is_none_or(|check| check.ok)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(wgsl) = &self.wgsl {
+            f.write_str(wgsl)?;
+            if self.seconds.is_none() {
+                return Ok(());
+            }
+        }
+        writeln!(f, "adapter  {}", self.adapter)?;
+        if let Some(variant) = self.variant {
+            writeln!(f, "kernel   {variant}")?;
+        }
+        let Self { query, key, value, dtype, mask, .. } = self;
+        write!(f, "tensors  q {query:?}, k {key:?}, v {value:?} in {dtype}; mask {mask}")?;
+        if let Some(seconds) = self.seconds {
+            write!(f, "\ntime     {seconds:.2} s with compilation and transfers")?;
+        }
+        if let Some(check) = &self.check {
+            write!(f, "\n{check}")?;
+        }
+        match &self.output {
+            Some(output) => write!(f, "\nwritten  {output}"),
+            None => Ok(()),
+        }
+    }
+}

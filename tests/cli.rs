@@ -1,0 +1,383 @@
+//! The command-line program from outside: results, exit status, and what it says about bad input.
+#![cfg(feature = "cli")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, serialize};
+use serde_json::Value;
+use tempfile::TempDir;
+
+mod common;
+
+const MINILM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/minilm-512.safetensors");
+const SMOLLM2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2-1024.safetensors");
+
+fn program(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wgpu-attention"))
+        .args(args)
+        .output()
+        .expect("the program runs")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("UTF-8")
+}
+
+/// The whole of stdout as JSON, of a run that ended well.
+fn json(args: &[&str]) -> Value {
+    let output = program(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}{}", stdout(&output), stderr(&output));
+    serde_json::from_str(stdout(&output)).expect("stdout holds JSON alone")
+}
+
+/// A tensor to be: name, dtype, shape, bytes.
+#[derive(Clone)]
+struct Tensor(&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+fn floats(name: &'static str, shape: &[usize]) -> Tensor {
+    let count = shape.iter().product::<usize>();
+    let seed = name.len() + 3;
+    let bytes = (0..count)
+        .flat_map(|i| (((i * seed * 37) % 61) as f32 / 30.0 - 1.0).to_le_bytes())
+        .collect();
+    Tensor(name, Dtype::F32, shape.to_vec(), bytes)
+}
+
+fn integers(name: &'static str, shape: &[usize], numbers: &[i64]) -> Tensor {
+    let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    Tensor(name, Dtype::I64, shape.to_vec(), bytes)
+}
+
+fn bytes(name: &'static str, dtype: Dtype, shape: &[usize]) -> Tensor {
+    let count = shape.iter().product::<usize>();
+    Tensor(name, dtype, shape.to_vec(), (0..count).map(|i| u8::from(i % 3 != 1)).collect())
+}
+
+/// Two sequences, four query heads over two, six queries, ten keys, and all side arrays.
+fn everything() -> Vec<Tensor> {
+    vec![
+        floats("q", &[2, 4, 6, 8]),
+        floats("k", &[2, 2, 10, 8]),
+        floats("v", &[2, 2, 10, 4]),
+        floats("alibi_slopes", &[4]),
+        floats("key_bias", &[1, 4, 10]),
+        floats("bias", &[2, 1, 6, 10]),
+        bytes("mask", Dtype::BOOL, &[1, 4, 6, 10]),
+        integers("query_offset", &[2], &[4, -1]),
+        integers("cu_seqlens_q", &[3], &[0, 4, 6]),
+        integers("cu_seqlens_k", &[3], &[0, 5, 10]),
+        integers("key_lengths", &[2], &[10, 7]),
+        integers("roles_q", &[6], &[0, 0, 1, 1, 2, 2]),
+        integers("roles_k", &[10], &[0, 0, 0, 1, 1, 1, 2, 2, 2, 2]),
+        bytes("role_table", Dtype::U8, &[3, 3]),
+        integers("tree_bits", &[6], &[1, 3, 7, 11, 19, -1]),
+    ]
+}
+
+/// All of [`everything`], with these in place of those of their names.
+fn with(changed: &[Tensor]) -> Vec<Tensor> {
+    let kept = everything().into_iter().filter(|old| changed.iter().all(|new| new.0 != old.0));
+    kept.chain(changed.iter().cloned()).collect()
+}
+
+fn without(name: &str) -> Vec<Tensor> {
+    everything().into_iter().filter(|tensor| tensor.0 != name).collect()
+}
+
+/// A folder with an input file in it.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new(tensors: &[Tensor]) -> Self {
+        let views = tensors.iter().map(|Tensor(name, dtype, shape, bytes)| {
+            (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
+        });
+        Self::of_bytes(&serialize(views, None).expect("a file"))
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Self {
+        let folder = Self(tempfile::tempdir().expect("a folder"));
+        fs::write(folder.path("in.safetensors"), bytes).expect("a file");
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `run in.safetensors --output out.safetensors` and more.
+    fn run(&self, args: &[&str]) -> Output {
+        let [input, output] = ["in.safetensors", "out.safetensors"].map(|name| self.path(name));
+        let paths = [text(&input), "--output", text(&output)];
+        program(&[&["run"], &paths[..], args].concat())
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(self.0.path()).expect("a folder").count()
+    }
+
+    /// Runs, and expects bad input that says all of `words`, and nothing written.
+    fn refused(&self, args: &[&str], words: &[&str]) {
+        let output = self.run(args);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{args:?}: no `{word}` in: {said}");
+        }
+        assert_eq!(stdout(&output), "", "{args:?}");
+        assert_eq!(self.files(), 1, "{args:?} left a file behind");
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// One of the results, as numbers.
+fn read_floats(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = fs::read(path).expect("a file");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let tensor = file.tensor(name).expect(name);
+    assert_eq!(tensor.dtype(), Dtype::F32);
+    let number = |chunk: &[u8]| f32::from_le_bytes(chunk.try_into().expect("four bytes"));
+    (tensor.shape().to_vec(), tensor.data().chunks_exact(4).map(number).collect())
+}
+
+#[test]
+fn reference_reproduces_minilm() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out.safetensors");
+    let args =
+        ["run", MINILM, "--prefix", "layer3.", "--adapter", "reference", "--check", "--json"];
+    let report = json(&[&args[..], &["--output", text(&out)]].concat());
+    assert_eq!(report["check"]["ok"], true);
+    assert_eq!(report["check"]["rows"], report["check"]["of"]);
+    assert_eq!(report["check"]["tensors"][1]["against"], "layer3.out");
+
+    let (shape, got) = read_floats(&out, "out");
+    let (_, wanted) = read_floats(Path::new(MINILM), "layer3.out");
+    assert_eq!(shape, [1, 12, 512, 32]);
+    let error = got.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(error < 1e-6, "{error}");
+}
+
+#[test]
+fn results_have_the_shapes_and_infinities_that_are_promised() {
+    let folder = Folder::new(&with(&[integers("key_lengths", &[2], &[0, 7])]));
+    let args = ["--adapter", "reference", "--mask", "lengths", "--lse", "--scores", "masked"];
+    let output = folder.run(&args);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let out = folder.path("out.safetensors");
+    let (shape, numbers) = read_floats(&out, "out");
+    assert_eq!(shape, [2, 4, 6, 4]);
+    assert!(numbers[..4 * 6 * 4].iter().all(|&x| x == 0.0), "rows without keys are 0");
+    let (shape, lse) = read_floats(&out, "lse");
+    assert_eq!(shape, [2, 4, 6]);
+    assert!(lse[..24].iter().all(|&x| x == f32::NEG_INFINITY));
+    assert!(lse[24..].iter().all(|x| x.is_finite()));
+    let (shape, scores) = read_floats(&out, "scores");
+    assert_eq!(shape, [2, 4, 6, 10]);
+    assert_eq!(scores.iter().filter(|&&x| x == f32::NEG_INFINITY).count(), 240 + 24 * 3);
+}
+
+#[test]
+fn every_mask_word_finds_its_tensors() {
+    let folder = Folder::new(&everything());
+    for mask in ["documents & causal", "lengths | sink(1)", "roles", "tree", "dense & window(2)"] {
+        let output = folder.run(&["--adapter", "reference", "--mask", mask, "--check"]);
+        assert_eq!(output.status.code(), Some(0), "{mask}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn missing_tensors_are_named() {
+    for (tensor, mask) in [
+        ("q", "full"),
+        ("k", "full"),
+        ("v", "full"),
+        ("cu_seqlens_q", "documents"),
+        ("cu_seqlens_k", "documents"),
+        ("key_lengths", "lengths & causal"),
+        ("roles_q", "roles"),
+        ("roles_k", "roles"),
+        ("role_table", "roles"),
+        ("tree_bits", "tree"),
+        ("mask", "dense"),
+    ] {
+        let name = format!("`{tensor}`");
+        Folder::new(&without(tensor)).refused(&["--mask", mask], &[&name, "expected", "got"]);
+    }
+    let prefixed = ["--prefix", "layer3."];
+    Folder::new(&everything()).refused(&prefixed, &["`layer3.q`", "alibi_slopes"]);
+}
+
+#[test]
+fn wrong_tensors_are_named_with_what_was_expected_and_what_came() {
+    let wide = || integers("key_lengths", &[2], &[10, 1 << 40]);
+    let cases: Vec<(Tensor, &str, &[&str])> = vec![
+        (floats("q", &[4, 6, 8]), "full", &["`q`", "[B, Hq, Nq, dk]", "[4, 6, 8]"]),
+        (floats("k", &[2, 2, 10, 7]), "full", &["`k`", "= [2, any, any, 8]", "[2, 2, 10, 7]"]),
+        (floats("k", &[2, 3, 10, 8]), "full", &["key_heads", "divisor of the 4", "got 3"]),
+        (floats("k", &[2, 0, 10, 8]), "full", &["key_heads", "got 0"]),
+        (floats("v", &[2, 2, 9, 4]), "full", &["`v`", "[2, any, 10, any]", "[2, 2, 9, 4]"]),
+        (floats("v", &[2, 2, 10, 300]), "full", &["value_dim", "256", "300"]),
+        (Tensor("q", Dtype::F64, vec![2, 4, 6, 8], vec![0; 3072]), "full", &["`q`", "F16", "F64"]),
+        (Tensor("v", Dtype::F16, vec![2, 2, 10, 4], vec![0; 320]), "full", &["`v`", "f32", "f16"]),
+        (floats("alibi_slopes", &[3]), "full", &["`alibi_slopes`", "[Hq] = [4]", "[3]"]),
+        (floats("key_bias", &[3, 4, 10]), "full", &["`key_bias`", "[2|1, 4|1, 10]", "[3, 4, 10]"]),
+        (floats("bias", &[2, 1, 6, 9]), "full", &["`bias`", "[2|1, 4|1, 6, 10]", "[2, 1, 6, 9]"]),
+        (floats("query_offset", &[2]), "full", &["`query_offset`", "I32", "F32"]),
+        (floats("out", &[2, 4, 6, 8]), "full", &["`out`", "[2, 4, 6, 4]", "[2, 4, 6, 8]"]),
+        (floats("mask", &[1, 4, 6, 10]), "dense", &["`mask`", "BOOL or U8", "F32"]),
+        (integers("cu_seqlens_q", &[3], &[0, 5, 4]), "documents", &["`cu_seqlens_q`", "ascending"]),
+        (integers("cu_seqlens_k", &[2], &[0, 10]), "documents", &["`cu_seqlens_k`", "3", "2"]),
+        (integers("key_lengths", &[2], &[10, 11]), "lengths", &["`key_lengths`", "11", "index 1"]),
+        (integers("key_lengths", &[2], &[-3, 7]), "lengths", &["`key_lengths`", "-3 at index 0"]),
+        (wide(), "lengths", &["`key_lengths`", "1099511627776 at index 1"]),
+        (
+            integers("roles_q", &[6], &[0, 3, 0, 0, 0, 0]),
+            "roles",
+            &["`roles_q`", "0 to 2", "got 3"],
+        ),
+        (bytes("role_table", Dtype::BOOL, &[2, 3]), "roles", &["`role_table`", "[R, R]", "[2, 3]"]),
+        (integers("tree_bits", &[5], &[0; 5]), "tree", &["`tree_bits`", "[6]", "[5]"]),
+    ];
+    for (tensor, mask, words) in cases {
+        Folder::new(&with(&[tensor])).refused(&["--adapter", "reference", "--mask", mask], words);
+    }
+}
+
+#[test]
+fn wrong_options_are_named() {
+    let folder = Folder::new(&everything());
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--mask", "causal & windw(3)"], &["--mask", "column 10"]),
+        (&["--mask", "sink(1)|sink(2)|prefix(3)|causal|tree"], &["mask", "at most 4"]),
+        (&["--scale", "nan"], &["scale", "finite"]),
+        (&["--softcap", "-1"], &["softcap", "above 0"]),
+        (&["--sigmoid-bias", "-1"], &["--sigmoid-bias", "softmax"]),
+        (&["--activation", "sigmoid", "--lse"], &["lse", "sigmoid"]),
+        (&["--align", "top-left"], &["--align", "`query_offset`"]),
+        (&["--scores", "raw"], &["--scores", "probabilities"]),
+        (&["--variant", "fast"], &["--variant", "tiled"]),
+        (&["--adapter", "no such adapter"], &["--adapter", "no such adapter"]),
+        (&["--adapter", "reference", "--variant", "tiled"], &["--variant", "reference"]),
+    ];
+    for (args, words) in cases {
+        folder.refused(args, words);
+    }
+    let nothing_asked = program(&["run", text(&folder.path("in.safetensors"))]);
+    assert_eq!(nothing_asked.status.code(), Some(2));
+    assert!(stderr(&nothing_asked).contains("--output"));
+}
+
+#[test]
+fn unreadable_files_are_named() {
+    let whole = fs::read(MINILM).expect("test data");
+    for broken in [&whole[..0], &whole[..7], &whole[..100], &whole[..whole.len() - 1]] {
+        Folder::of_bytes(broken).refused(&[], &["in.safetensors", "safetensors file"]);
+    }
+    let unknown = br#"{"q":{"dtype":"F7","shape":[1],"data_offsets":[0,4]}}"#;
+    let unknown = [&(unknown.len() as u64).to_le_bytes()[..], unknown, &[0; 4]].concat();
+    Folder::of_bytes(&unknown).refused(&[], &["in.safetensors", "F7"]);
+    let absent = program(&["run", "no/such.safetensors", "--check"]);
+    assert_eq!(absent.status.code(), Some(2));
+    assert!(stderr(&absent).contains("no/such.safetensors"));
+}
+
+#[test]
+fn unwritable_outputs_are_refused_before_anything_is_computed() {
+    let folder = Folder::new(&everything());
+    let input = folder.path("in.safetensors");
+    let [absent, itself] = [folder.path("no/out"), folder.path("./in.safetensors")];
+    for output in [&absent, &itself, folder.0.path()] {
+        // An adapter that does not exist: it is not reached.
+        let args = ["run", text(&input), "--adapter", "none", "--output", text(output)];
+        let output = program(&args);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains("--output"), "{}", stderr(&output));
+        assert_eq!(folder.files(), 1);
+    }
+}
+
+#[test]
+fn a_failed_check_writes_nothing() {
+    let folder = Folder::new(&with(&[floats("out", &[2, 4, 6, 4])]));
+    let output = folder.run(&["--adapter", "reference", "--check", "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(stdout(&output)).expect("JSON alone");
+    assert_eq!(report["check"]["ok"], false);
+    assert_eq!(report["check"]["tensors"][0]["ok"], true, "the reference agrees with itself");
+    assert_eq!(report["check"]["tensors"][1]["ok"], false, "but not with the file");
+    assert_eq!(folder.files(), 1);
+}
+
+#[test]
+fn device_agrees_with_the_reference_on_real_activations() {
+    if common::context().is_none() {
+        return;
+    }
+    let minilm = json(&["run", MINILM, "--prefix", "layer3.", "--check", "--json"]);
+    assert_eq!(minilm["check"]["tensors"][1]["against"], "layer3.out");
+    assert_eq!(minilm["check"]["tensors"][1]["ok"], true);
+    for layer in ["layer10.", "layer20."] {
+        let causal = ["run", SMOLLM2, "--prefix", layer, "--mask", "causal", "--check", "--json"];
+        assert_eq!(json(&causal)["check"]["tensors"][0]["ok"], true);
+    }
+}
+
+#[test]
+fn device_agrees_with_the_reference_on_all_modifiers() {
+    if common::context().is_none() {
+        return;
+    }
+    let folder = Folder::new(&everything());
+    let mask = "documents & causal | lengths & roles | tree | dense & window(2,1)";
+    let args = ["--mask", mask, "--softcap", "5", "--lse", "--scores", "probabilities", "--check"];
+    let output = folder.run(&args);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    for name in ["out", "lse", "scores"] {
+        let (_, numbers) = read_floats(&folder.path("out.safetensors"), name);
+        assert!(numbers.iter().all(|x| !x.is_nan()), "{name}");
+    }
+}
+
+#[test]
+fn kernels_are_printed_and_refused_by_name() {
+    if common::context().is_none() {
+        return;
+    }
+    let printed =
+        program(&["run", MINILM, "--prefix", "layer3.", "--print-wgsl", "--variant", "tiled"]);
+    assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
+    assert!(stdout(&printed).contains("@compute"));
+    let unsupported =
+        program(&["run", MINILM, "--prefix", "layer3.", "--check", "--variant", "scores"]);
+    assert_eq!(unsupported.status.code(), Some(2), "{}", stderr(&unsupported));
+    assert!(stderr(&unsupported).contains("attention.scores"));
+}
+
+#[test]
+fn bench_times_what_it_has_checked() {
+    if common::context().is_none() {
+        return;
+    }
+    let small = ["bench", "--quick", "--heads", "2", "--lengths", "65", "--dtype", "f32"];
+    let rows = json(&[&small[..], &["--causal", "--variant", "tiled", "--json"]].concat());
+    let row = &rows[0];
+    assert_eq!(row["label"], "attention/tiled/f32/softmax/causal/b1h2n65d64");
+    assert!(row["max_error"].as_f64() <= row["bound"].as_f64());
+    assert!(
+        row["min_ms"].as_f64() > Some(0.0) && row["median_ms"].as_f64() >= row["min_ms"].as_f64()
+    );
+    assert_eq!(row["repetitions"], 10);
+    let refused = program(&["bench", "--kv-heads", "5"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+}
