@@ -8,6 +8,7 @@
 //  3. Scores go through workgroup memory to the lanes that own the rows (LANES to a row), so that
 //     masks, modifiers and row statistics are written once, for one row, by both variants.
 //  4. The head dimension is staged CHUNK_VECS vectors at a time where workgroup memory is short.
+//  5. What is staged next is loaded into registers before the arithmetic on what is there.
 // Barriers per tile: two for each staged chunk of keys and of values.
 // Expects: row_max, row_sum (tiled.wgsl, subgroup.wgsl).
 
@@ -24,6 +25,10 @@ const KEY_AT: u32 = BLOCK_Q * STAGE_STRIDE;
 // Values overwrite the keys, and the queries too when those are staged anew for every tile.
 const VALUE_AT: u32 = select(0u, KEY_AT, QUERY_RESIDENT);
 const VALUE_STRIDE: u32 = OUT_VECS * THREADS_X;
+// Vectors that each thread brings in at a time.
+const QUERY_LOADS: u32 = (BLOCK_Q * CHUNK_VECS + THREADS - 1u) / THREADS;
+const KEY_LOADS: u32 = (BLOCK_K * CHUNK_VECS + THREADS - 1u) / THREADS;
+const VALUE_LOADS: u32 = (VALUE_KEYS * VALUE_STRIDE + THREADS - 1u) / THREADS;
 const STAGE_VECS: u32 = max(KEY_AT + BLOCK_K * STAGE_STRIDE, VALUE_AT + VALUE_KEYS * VALUE_STRIDE);
 // Rows of the weight tile are a power of two long: their vectors are swizzled instead.
 const SWIZZLE: u32 = min(KEY_VECS, 8u) - 1u;
@@ -48,43 +53,83 @@ fn remaining(dim: u32, first: u32) -> u32 {
     return dim - min(dim, first);
 }
 
-// queries [BLOCK_Q, CHUNK_VECS], times the scale
-fn stage_query(thread: u32, here: Place, first: u32, chunk: u32) {
+// A thread's share of what comes into workgroup memory next, under way while it computes.
+struct Next {
+    query: array<vec4<f32>, QUERY_LOADS>,
+    key: array<vec4<f32>, KEY_LOADS>,
+    value: array<vec4<f32>, VALUE_LOADS>,
+}
+
+// queries [BLOCK_Q, CHUNK_VECS]
+fn fetch_query(next: ptr<function, Next>, thread: u32, here: Place, first: u32, chunk: u32) {
     let start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
-    for (var i = thread; i < BLOCK_Q * CHUNK_VECS; i += THREADS) {
-        let row = i / CHUNK_VECS;
-        let vector = i % CHUNK_VECS;
-        let dim = 4u * (chunk * CHUNK_VECS + vector);
-        let count = select(0u, remaining(params.head_dim, dim), first + row < params.query_len);
-        let element = start + (first + row) * params.query.z + dim;
-        stage[row * STAGE_STRIDE + vector] = params.query_scale * load_query(element, count);
+    // unroll
+    for (var n = 0u; n < QUERY_LOADS; n++) {
+        let i = n * THREADS + thread;
+        let row = first + i / CHUNK_VECS;
+        let dim = 4u * (chunk * CHUNK_VECS + i % CHUNK_VECS);
+        let count = select(0u, remaining(params.head_dim, dim), row < params.query_len);
+        (*next).query[n] = load_query(start + row * params.query.z + dim, count);
     }
 }
 
-// keys [BLOCK_K, CHUNK_VECS]; the COLS keys of one thread lie THREADS_X slots apart, so that its
-// scores are neighbours and its loads meet no other thread's bank
-fn stage_key(thread: u32, here: Place, first: u32, chunk: u32) {
+fn put_query(next: ptr<function, Next>, thread: u32) {
+    // unroll
+    for (var n = 0u; n < QUERY_LOADS; n++) {
+        let i = n * THREADS + thread;
+        if (i < BLOCK_Q * CHUNK_VECS) {
+            stage[i / CHUNK_VECS * STAGE_STRIDE + i % CHUNK_VECS] = params.query_scale * (*next).query[n];
+        }
+    }
+}
+
+// keys [BLOCK_K, CHUNK_VECS]
+fn fetch_key(next: ptr<function, Next>, thread: u32, here: Place, first: u32, chunk: u32) {
     let start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
-    for (var i = thread; i < BLOCK_K * CHUNK_VECS; i += THREADS) {
-        let column = i / CHUNK_VECS;
-        let vector = i % CHUNK_VECS;
-        let dim = 4u * (chunk * CHUNK_VECS + vector);
-        let count = select(0u, remaining(params.head_dim, dim), first + column < params.key_len);
-        let element = start + (first + column) * params.key.z + dim;
-        let slot = (column % COLS) * THREADS_X + column / COLS;
-        stage[KEY_AT + slot * STAGE_STRIDE + vector] = load_key(element, count);
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        let i = n * THREADS + thread;
+        let column = first + i / CHUNK_VECS;
+        let dim = 4u * (chunk * CHUNK_VECS + i % CHUNK_VECS);
+        let count = select(0u, remaining(params.head_dim, dim), column < params.key_len);
+        (*next).key[n] = load_key(start + column * params.key.z + dim, count);
+    }
+}
+
+// The COLS keys of one thread lie THREADS_X slots apart, so that its scores are neighbours and its
+// loads meet no other thread's bank.
+fn put_key(next: ptr<function, Next>, thread: u32) {
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        let i = n * THREADS + thread;
+        if (i < BLOCK_K * CHUNK_VECS) {
+            let column = i / CHUNK_VECS;
+            let slot = column % COLS * THREADS_X + column / COLS;
+            stage[KEY_AT + slot * STAGE_STRIDE + i % CHUNK_VECS] = (*next).key[n];
+        }
     }
 }
 
 // values [VALUE_KEYS, VALUE_STRIDE]
-fn stage_value(thread: u32, here: Place, first: u32) {
+fn fetch_value(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
     let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
-    for (var i = thread; i < VALUE_KEYS * VALUE_STRIDE; i += THREADS) {
-        let column = i / VALUE_STRIDE;
+    // unroll
+    for (var n = 0u; n < VALUE_LOADS; n++) {
+        let i = n * THREADS + thread;
+        let column = first + i / VALUE_STRIDE;
         let dim = 4u * (i % VALUE_STRIDE);
-        let count = select(0u, remaining(params.value_dim, dim), first + column < params.key_len);
-        let element = start + (first + column) * params.value.z + dim;
-        stage[VALUE_AT + i] = load_value(element, count);
+        let count = select(0u, remaining(params.value_dim, dim), column < params.key_len);
+        (*next).value[n] = load_value(start + column * params.value.z + dim, count);
+    }
+}
+
+fn put_value(next: ptr<function, Next>, thread: u32) {
+    // unroll
+    for (var n = 0u; n < VALUE_LOADS; n++) {
+        let i = n * THREADS + thread;
+        if (i < VALUE_KEYS * VALUE_STRIDE) {
+            stage[VALUE_AT + i] = (*next).value[n];
+        }
     }
 }
 
@@ -166,9 +211,12 @@ fn attend(group: u32, thread: u32) {
 
     // out [ROWS, OUT_VECS] of this thread
     var acc: array<vec4<f32>, ROWS * OUT_VECS>;
+    var next: Next;
+    fetch_query(&next, thread, here, first_query, 0u);
     if (QUERY_RESIDENT) {
-        stage_query(thread, here, first_query, 0u);
+        put_query(&next, thread);
     }
+    fetch_key(&next, thread, here, u32(walk.ranges[0].x), 0u);
     for (var range = 0u; range < walk.count; range++) {
         let end = walk.ranges[range].y;
         for (var first = walk.ranges[range].x; first < end; first += i32(BLOCK_K)) {
@@ -179,10 +227,17 @@ fn attend(group: u32, thread: u32) {
             for (var chunk = 0u; chunk < CHUNKS; chunk++) {
                 workgroupBarrier();
                 if (!QUERY_RESIDENT) {
-                    stage_query(thread, here, first_query, chunk);
+                    put_query(&next, thread);
                 }
-                stage_key(thread, here, u32(first), chunk);
+                put_key(&next, thread);
                 workgroupBarrier();
+                if (chunk + 1u < CHUNKS) {
+                    fetch_query(&next, thread, here, first_query, chunk + 1u);
+                    fetch_key(&next, thread, here, u32(first), chunk + 1u);
+                } else {
+                    fetch_value(&next, thread, here, u32(first));
+                }
+                // unroll
                 for (var vector = 0u; vector < CHUNK_VECS; vector++) {
                     var keys: array<vec4<f32>, COLS>;
                     // unroll
@@ -218,7 +273,7 @@ fn attend(group: u32, thread: u32) {
             }
             workgroupBarrier();
 
-            stage_value(thread, here, u32(first));
+            put_value(&next, thread);
             if (owns) {
                 if (MODIFIED || !full) {
                     judge(&row, here, owned_row, lane, first, end, full);
@@ -243,8 +298,16 @@ fn attend(group: u32, thread: u32) {
             for (var base = 0u; base < BLOCK_K; base += VALUE_KEYS) {
                 if (base > 0u) {
                     workgroupBarrier();
-                    stage_value(thread, here, u32(first) + base);
+                    put_value(&next, thread);
                     workgroupBarrier();
+                }
+                if (base + VALUE_KEYS < BLOCK_K) {
+                    fetch_value(&next, thread, here, u32(first) + base + VALUE_KEYS);
+                } else {
+                    if (!QUERY_RESIDENT) {
+                        fetch_query(&next, thread, here, first_query, 0u);
+                    }
+                    fetch_key(&next, thread, here, following_tile(&walk, range, first), 0u);
                 }
                 for (var column = 0u; column < VALUE_KEYS; column += 4u) {
                     var weights: array<vec4<f32>, ROWS>;

@@ -86,3 +86,13 @@ fn is_full(walk: ptr<function, Walk>, first: i32) -> bool {
     }
     return full;
 }
+
+// The first key of the tile after the one at `first`; anything when that is the last one.
+fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32) -> u32 {
+    let next = first + i32(BLOCK_K);
+    let last = range + 1u == (*walk).count;
+    if (next < (*walk).ranges[range].y || last) {
+        return u32(next);
+    }
+    return u32((*walk).ranges[range + 1u].x);
+}
