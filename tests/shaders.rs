@@ -2,6 +2,7 @@
 //! translated to what Vulkan, Metal and DX12 take.
 
 use std::collections::HashSet;
+use std::sync::OnceLock;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wgpu_attention::{
@@ -12,7 +13,7 @@ use wgpu_attention::{
 const DIMS: [u32; 10] = [1, 7, 16, 32, 40, 64, 96, 128, 192, 256];
 
 /// Devices that differ in what the tile table asks about.
-fn devices() -> Vec<(&'static str, Caps)> {
+fn devices() -> [(&'static str, Caps); 4] {
     let device = |name, memory, invocations, subgroup, is_cpu| {
         let mut caps = Caps::portable();
         caps.workgroup_memory = memory;
@@ -21,7 +22,7 @@ fn devices() -> Vec<(&'static str, Caps)> {
         caps.is_cpu = is_cpu;
         (name, caps)
     };
-    vec![
+    [
         device("floor", 16 << 10, 256, None, false),
         device("floor with subgroups", 16 << 10, 256, Some((4, 128)), false),
         device("software", 32 << 10, 1024, Some((8, 8)), true),
@@ -96,38 +97,56 @@ impl Composed {
     }
 }
 
-/// Every pair of a device and a variant with:
-/// - all dtypes, alignments and switches at head dim 64;
-/// - all dims, as head dims and as value dims, in all dtypes and alignments, with all switches off
-///   and with all switches on: dims enter the text as constants of the header alone.
-fn composed() -> Vec<Composed> {
-    let mut composed = Vec::new();
-    let mut add = |shape: Shape, switches: Switches| {
-        for dtype in DType::ALL {
-            for alignment in [Alignment::Vec4, Alignment::Any] {
-                let attention = Attention::new(shape, dtype).with_alignment(alignment);
-                let attention = switches.apply(attention);
-                if attention.validate().is_err() {
-                    continue;
-                }
-                for device in devices() {
-                    for variant in Variant::ALL {
-                        composed.extend(Composed::new(&device, variant, &attention));
+/// Every variant on:
+/// - the software device, whose texts are short: all switches, dtypes and alignments at one dim;
+/// - the large device: all switches and alignments, with the dtypes in turn;
+/// - every device: all dims, as head dims and as value dims, in all alignments, with all switches
+///   off and with all switches on, with the dtypes in turn.
+///
+/// Dims enter the text as constants of the header, dtypes and alignments as fragments with one
+/// interface, so that their pairs with switches matter and their triples do not.
+fn composed() -> &'static [Composed] {
+    static COMPOSED: OnceLock<Vec<Composed>> = OnceLock::new();
+    COMPOSED.get_or_init(|| {
+        let [floor, with_subgroups, software, large] = devices();
+        let mut composed = Vec::new();
+        for (turn, switches) in Switches::all().enumerate() {
+            let shape = Shape::new(1, 1, 100, 64);
+            for dtype in DType::ALL {
+                add(&mut composed, &software, (shape, dtype, switches));
+            }
+            add(&mut composed, &large, (shape, DType::ALL[turn % 3], switches));
+        }
+        let mut turn = 0;
+        for (index, dim) in DIMS.into_iter().enumerate() {
+            for value_dim in [dim, DIMS[(index + 5) % DIMS.len()]] {
+                let shape = Shape::new(1, 1, 100, dim).with_value_dim(value_dim);
+                for switches in Switches::all().step_by(15) {
+                    for device in [&floor, &with_subgroups, &software, &large] {
+                        turn += 1;
+                        add(&mut composed, device, (shape, DType::ALL[turn % 3], switches));
                     }
                 }
             }
         }
-    };
-    for switches in Switches::all() {
-        add(Shape::new(1, 1, 100, 64), switches);
-    }
-    for (index, dim) in DIMS.into_iter().enumerate() {
-        for value_dim in [dim, DIMS[(index + 5) % DIMS.len()]] {
-            let shape = Shape::new(1, 1, 100, dim).with_value_dim(value_dim);
-            Switches::all().step_by(15).for_each(|switches| add(shape, switches));
+        composed
+    })
+}
+
+fn add(
+    composed: &mut Vec<Composed>,
+    device: &(&'static str, Caps),
+    (shape, dtype, switches): (Shape, DType, Switches),
+) {
+    for alignment in [Alignment::Vec4, Alignment::Any] {
+        let attention = Attention::new(shape, dtype).with_alignment(alignment);
+        let attention = switches.apply(attention);
+        // Vec4 does not suit every dim.
+        if attention.validate().is_ok() {
+            let kernel = |variant| Composed::new(device, variant, &attention);
+            composed.extend(Variant::ALL.into_iter().filter_map(kernel));
         }
     }
-    composed
 }
 
 fn validate(wgsl: &str, capabilities: Capabilities, name: &str) -> (naga::Module, ModuleInfo) {
@@ -203,6 +222,17 @@ fn tiles_fit_the_device() {
         }
     }
     assert!(seen.len() > 20, "only {} tile shapes", seen.len());
+}
+
+/// A loop that is marked and cannot be written out costs speed without a word.
+#[test]
+fn marked_loops_are_written_out_but_for_software() {
+    for kernel in composed() {
+        let marks = |line: &str| line.trim() == "// unroll";
+        let left = kernel.native[0].wgsl().lines().any(marks);
+        let has_loops = kernel.variant != Variant::Scores;
+        assert_eq!(left, has_loops && kernel.caps.is_cpu, "{}", kernel.name);
+    }
 }
 
 /// Browsers want `enable subgroups;` before anything else, exactly where subgroups are used; naga
