@@ -146,12 +146,12 @@ impl Context {
         let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.device().create_command_encoder(&Default::default());
         bound.encode(&mut encoder);
-        let submission = self.queue().submit([encoder.finish()]);
+        self.queue().submit([encoder.finish()]);
         let scope = validation.pop();
         if let Some(error) = scope.await {
             return Err(error.into());
         }
-        readback::finished(self, submission).await
+        readback::finished(self).await
     }
 
     /// Reads a tensor back to the host, as contiguous `[batch, heads, len, dim]` numbers.

@@ -22,7 +22,7 @@ pub use error::{Error, Unsupported};
 pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
 pub use score::{Broadcast, Score};
-pub use shader::Target;
+pub use shader::{Binding, Source, Target};
 pub use shape::{MAX_HEAD_DIM, Shape};
 pub use tensor::{Alignment, DType, View};
 pub use wgpu;

@@ -1,25 +1,20 @@
 //! Waiting for the device, and copies to the host.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use crate::{Context, Error, View};
 
-/// How long one poll may block before the executor gets its turn.
-const SLICE: Duration = Duration::from_millis(10);
+/// The first and the longest pause between two looks at the device; each is twice the one before.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
-/// Resolves once the device has finished `submission`.
-pub(crate) async fn finished(
-    context: &Context,
-    submission: wgpu::SubmissionIndex,
-) -> Result<(), Error> {
+/// Resolves once the device has finished what was submitted so far.
+pub(crate) async fn finished(context: &Context) -> Result<(), Error> {
     let done = Signal::<()>::default();
     let setter = done.clone();
     context.queue().on_submitted_work_done(move || setter.set(()));
-    done.wait(context, Some(submission)).await?;
+    done.wait(context).await?;
     match context.lost() {
         Some(_) => Err(context.loss("")),
         None => Ok(()),
@@ -81,12 +76,12 @@ async fn read_bytes(
     }
     let mut encoder = device.create_command_encoder(&Default::default());
     encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
-    let submission = context.queue().submit([encoder.finish()]);
+    context.queue().submit([encoder.finish()]);
     let mapped = Signal::default();
     let setter = mapped.clone();
     staging.map_async(wgpu::MapMode::Read, .., move |result| setter.set(result));
     mapped
-        .wait(context, Some(submission))
+        .wait(context)
         .await?
         .map_err(|error| context.loss(&format!("a buffer could not be mapped ({error})")))?;
     let bytes = staging
@@ -126,49 +121,40 @@ impl<T> Signal<T> {
         }
     }
 
-    /// Waits for the value. On native nobody else polls the device, so this does, in slices; in a
-    /// browser polling does nothing and the callback wakes the task.
-    async fn wait(
+    /// Waits for the value. On native nobody else polls the device, so this does; in a browser
+    /// polling does nothing and the callback wakes the task.
+    async fn wait(&self, context: &Context) -> Result<T, Error> {
+        let mut pause = PAUSES.0;
+        std::future::poll_fn(|cx| self.poll(context, &mut pause, cx)).await
+    }
+
+    /// Looks for the value, then at the device and for the value again.
+    fn poll(
         &self,
         context: &Context,
-        submission: Option<wgpu::SubmissionIndex>,
-    ) -> Result<T, Error> {
-        let mut wait = Waiting { signal: self, context, submission };
-        std::future::poll_fn(move |cx| Pin::new(&mut wait).poll(cx)).await
-    }
-}
-
-struct Waiting<'a, T> {
-    signal: &'a Signal<T>,
-    context: &'a Context,
-    submission: Option<wgpu::SubmissionIndex>,
-}
-
-impl<T> Future for Waiting<'_, T> {
-    type Output = Result<T, Error>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        pause: &mut Duration,
+        cx: &std::task::Context<'_>,
+    ) -> Poll<Result<T, Error>> {
         let take = || {
-            let mut state = self.signal.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             state.waker = Some(cx.waker().clone());
             state.value.take()
         };
-        if let Some(value) = take() {
+        // A look, not a wait with a timeout: wgpu 30 panics when such a wait runs out while another
+        // thread polls the device too. What it may return concerns waits alone.
+        let value = take().or_else(|| {
+            let _ = context.device().poll(wgpu::PollType::Poll);
+            take()
+        });
+        if let Some(value) = value {
             return Poll::Ready(Ok(value));
         }
-        let polled = self.context.device().poll(wgpu::PollType::Wait {
-            submission_index: self.submission.clone(),
-            timeout: Some(SLICE),
-        });
-        match take() {
-            Some(value) => return Poll::Ready(Ok(value)),
-            None => {
-                if let Err(wgpu::PollError::WrongSubmissionIndex(..)) = polled {
-                    return Poll::Ready(Err(self.context.loss("its queue forgot a submission")));
-                }
-            }
+        if context.lost().is_some() {
+            return Poll::Ready(Err(context.loss("")));
         }
         if cfg!(not(target_family = "wasm")) {
+            std::thread::sleep(*pause);
+            *pause = (*pause * 2).min(PAUSES.1);
             cx.waker().wake_by_ref();
         }
         Poll::Pending

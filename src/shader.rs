@@ -24,9 +24,12 @@ impl Target {
 
 /// What a kernel binds at one number; the numbers are the places in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Binding {
+pub enum Binding {
+    /// A uniform buffer.
     Uniform,
+    /// A storage buffer that is read.
     Read,
+    /// A storage buffer that is read and written.
     Write,
 }
 
@@ -88,9 +91,10 @@ impl Header {
     }
 }
 
-/// A composed shader: the key of the pipeline cache.
+/// A composed shader, see [`Attention::compose`](crate::Attention::compose); the key of the
+/// pipeline cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Source {
+pub struct Source {
     label: String,
     wgsl: String,
     /// For each line of `wgsl`, the file and the line in it; the header's lines have no file.
@@ -100,7 +104,7 @@ pub(crate) struct Source {
 
 impl Source {
     /// Puts header and fragments together.
-    pub fn compose(
+    pub(crate) fn compose(
         label: impl Into<String>,
         target: Target,
         header: &Header,
@@ -135,7 +139,7 @@ impl Source {
         Self { label: label.into(), wgsl, origins, bindings }
     }
 
-    /// What the kernel binds.
+    /// What the kernel binds in group 0, by number.
     pub const fn bindings(&self) -> &'static [Binding] {
         self.bindings
     }
@@ -145,13 +149,13 @@ impl Source {
         &self.label
     }
 
-    /// The sum: what the compiler sees.
+    /// The text, as the compiler sees it; the entry point is `main`.
     pub fn wgsl(&self) -> &str {
         &self.wgsl
     }
 
     /// A compiler's message with its place mapped back to a file of `shaders/`.
-    pub fn compile_error(&self, message: &str) -> Error {
+    pub(crate) fn compile_error(&self, message: &str) -> Error {
         let origin = position(message).and_then(|line| self.origins.get(line.checked_sub(1)?));
         let place = origin.map_or_else(String::new, |(file, line)| match file {
             Some(file) => format!("shaders/{file}:{line}: "),

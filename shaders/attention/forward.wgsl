@@ -220,7 +220,9 @@ fn attend(group: u32, thread: u32) {
     for (var range = 0u; range < walk.count; range++) {
         let end = walk.ranges[range].y;
         for (var first = walk.ranges[range].x; first < end; first += i32(BLOCK_K)) {
-            let full = is_full(&walk, first) && (!MODIFIED || params.bias_dtype == 0u);
+            // A bias of −∞ masks its pair in any tile.
+            let full = is_full(&walk, first)
+                && (!MODIFIED || (params.bias_dtype == 0u && params.key_bias_at == ABSENT));
 
             // scores [ROWS, COLS] of this thread
             var scores: array<f32, ROWS * COLS>;

@@ -16,7 +16,7 @@ const NARROW_BINDINGS: &[Binding] = &[Binding::Uniform, Binding::Read, Binding::
 impl Attention {
     /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
     /// write whole words: 16-bit elements at any offset and stride.
-    pub(super) fn narrow_source(&self) -> Option<Source> {
+    pub(super) fn narrow_source(&self, target: Target) -> Option<Source> {
         let needed = matches!(self.output, Output::Attention { .. })
             && self.alignment() == Alignment::Any
             && self.dtype != DType::F32;
@@ -26,10 +26,8 @@ impl Attention {
         };
         let header = Header::default().size("THREADS", NARROW_THREADS);
         let fragments = [dtype, fragment!(super "common/narrow.wgsl")];
-        needed.then(|| {
-            let target = Target::current();
-            Source::compose("common.narrow", target, &header, &fragments, NARROW_BINDINGS)
-        })
+        needed
+            .then(|| Source::compose("common.narrow", target, &header, &fragments, NARROW_BINDINGS))
     }
 }
 

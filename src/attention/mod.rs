@@ -10,8 +10,8 @@ pub use tiles::Tiles;
 pub use variant::Variant;
 
 use crate::plan::Plan;
-use crate::shader::Target;
-use crate::{Alignment, Broadcast, Context, DType, Error, Mask, Score, Shape};
+use crate::shader::{Source, Target};
+use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Mask, Score, Shape};
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -299,16 +299,34 @@ impl Attention {
         self.compile(context, variant, Some(fitted)).await
     }
 
+    /// The shaders that a plan on a device of `caps` compiles, in the order of their dispatches,
+    /// without such a device at hand: the kernel of `variant` and, where 16-bit outputs are not
+    /// written by whole words, `common.narrow`.
+    ///
+    /// # Errors
+    /// As those of [`plan_with`](Self::plan_with), but for the device's own.
+    pub fn compose(
+        &self,
+        caps: &Caps,
+        variant: Variant,
+        target: Target,
+    ) -> Result<Vec<Source>, Error> {
+        self.validate()?;
+        let tiles = variant.tiles(caps, self)?;
+        let source = variant.source(self, tiles.as_ref(), !caps.is_cpu, target);
+        Ok(std::iter::once(source).chain(self.narrow_source(target)).collect())
+    }
+
     async fn compile(
         &self,
         context: &Context,
         variant: Variant,
         tiles: Option<Tiles>,
     ) -> Result<Plan, Error> {
-        let source =
-            variant.source(self, tiles.as_ref(), !context.caps().is_cpu, Target::current());
+        let target = Target::current();
+        let source = variant.source(self, tiles.as_ref(), !context.caps().is_cpu, target);
         let pipeline = context.pipeline(&source).await?;
-        let narrow = match self.narrow_source() {
+        let narrow = match self.narrow_source(target) {
             Some(narrow) => Some(context.pipeline(&narrow).await?),
             None => None,
         };

@@ -68,6 +68,17 @@ impl Random {
             (0..count).map(|_| (0..6).map(|_| self.unit() - 0.5).sum::<f32>() * 1.41).collect();
         dtype.decode(&dtype.encode(&numbers))
     }
+
+    /// As `normal`, but −∞ for one in five.
+    pub fn bias(&mut self, dtype: DType, count: usize) -> Vec<f32> {
+        let mut numbers = self.normal(dtype, count);
+        for x in &mut numbers {
+            if self.below(5) == 0 {
+                *x = f32::NEG_INFINITY;
+            }
+        }
+        numbers
+    }
 }
 
 /// How a tensor lies in its buffer.
@@ -222,7 +233,7 @@ impl Sides {
         if let Some(broadcast) = score.key_bias {
             let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
             let count = (batch * heads * shape.key_len) as usize;
-            sides.key_bias = Some(random.normal(DType::F32, count));
+            sides.key_bias = Some(random.bias(DType::F32, count));
         }
         sides
     }
@@ -284,14 +295,7 @@ impl Case {
         let count = |shape: [u32; 4]| shape.iter().map(|&n| n as usize).product::<usize>();
         let bias = attention.score.bias.map(|(dtype, broadcast)| {
             let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-            let mut bias =
-                random.normal(dtype, count([batch, heads, shape.query_len, shape.key_len]));
-            for x in &mut bias {
-                if random.below(5) == 0 {
-                    *x = f32::NEG_INFINITY;
-                }
-            }
-            bias
+            random.bias(dtype, count([batch, heads, shape.query_len, shape.key_len]))
         });
         Self {
             query: random.normal(dtype, count(shape.query())),

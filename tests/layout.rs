@@ -1,0 +1,165 @@
+//! The uniform structs of src/params.rs against their WGSL twins, and the bindings that the pipeline
+//! layouts spell out against those the shaders declare.
+
+use std::mem::{offset_of, size_of};
+
+use wgpu_attention::params::{AttentionParams, NarrowParams};
+use wgpu_attention::{Alignment, Attention, Binding, Caps, DType, Shape, Source, Stage, Variant};
+use wgpu_attention::{Target, wgpu};
+
+/// A member of a struct: its name, offset in bytes and type in WGSL's words.
+type Member = (String, usize, &'static str);
+
+/// The WGSL type that holds a Rust type's bits.
+trait Twin {
+    const WGSL: &'static str;
+}
+
+impl Twin for u32 {
+    const WGSL: &'static str = "u32";
+}
+
+impl Twin for i32 {
+    const WGSL: &'static str = "i32";
+}
+
+impl Twin for f32 {
+    const WGSL: &'static str = "f32";
+}
+
+impl Twin for [u32; 4] {
+    const WGSL: &'static str = "vec4<u32>";
+}
+
+impl Twin for [i32; 4] {
+    const WGSL: &'static str = "vec4<i32>";
+}
+
+fn twin<S, T: Twin>(_: impl Fn(&S) -> T) -> &'static str {
+    T::WGSL
+}
+
+/// The members of a Rust struct.
+macro_rules! members {
+    ($params:ty: $($field:ident)*) => {
+        vec![$((
+            stringify!($field).to_owned(),
+            offset_of!($params, $field),
+            twin(|params: &$params| params.$field),
+        )),*]
+    };
+}
+
+/// The members of `Params` in a shader, and its size.
+fn declared(module: &naga::Module) -> (Vec<Member>, usize) {
+    let (_, params) = module
+        .types
+        .iter()
+        .find(|(_, ty)| ty.name.as_deref() == Some("Params"))
+        .expect("a struct named Params");
+    let naga::TypeInner::Struct { members, span } = &params.inner else {
+        panic!("Params is no struct");
+    };
+    let member = |m: &naga::StructMember| {
+        let name = m.name.clone().expect("a name");
+        (name, m.offset as usize, wgsl_type(&module.types[m.ty].inner))
+    };
+    (members.iter().map(member).collect(), *span as usize)
+}
+
+fn wgsl_type(inner: &naga::TypeInner) -> &'static str {
+    use naga::{ScalarKind, TypeInner, VectorSize};
+    let (vector, scalar) = match *inner {
+        TypeInner::Scalar(scalar) => (false, scalar),
+        TypeInner::Vector { size: VectorSize::Quad, scalar } => (true, scalar),
+        _ => panic!("{inner:?} is no type of a parameter"),
+    };
+    match (scalar.kind, vector) {
+        (ScalarKind::Uint, false) => "u32",
+        (ScalarKind::Sint, false) => "i32",
+        (ScalarKind::Float, false) => "f32",
+        (ScalarKind::Uint, true) => "vec4<u32>",
+        (ScalarKind::Sint, true) => "vec4<i32>",
+        (kind, _) => panic!("{kind:?} is no kind of a parameter"),
+    }
+}
+
+/// Every kernel in every dtype and alignment.
+fn sources() -> Vec<(Source, naga::Module)> {
+    let mut caps = Caps::portable();
+    caps.subgroup = Some((32, 32));
+    let mut sources = Vec::new();
+    for dtype in DType::ALL {
+        for alignment in [Alignment::Vec4, Alignment::Any] {
+            let attention =
+                Attention::new(Shape::new(1, 1, 1, 64), dtype).with_alignment(alignment);
+            let scores = attention.clone().with_scores(Stage::Masked);
+            for variant in Variant::ALL {
+                let attention = if variant == Variant::Scores { &scores } else { &attention };
+                let composed = attention.compose(&caps, variant, Target::Native);
+                sources.extend(composed.expect("a valid configuration"));
+            }
+        }
+    }
+    let parse = |source: Source| {
+        let module = naga::front::wgsl::parse_str(source.wgsl()).expect("valid WGSL");
+        (source, module)
+    };
+    sources.into_iter().map(parse).collect()
+}
+
+#[test]
+fn parameters_are_where_the_shaders_look() {
+    let attention = members!(AttentionParams:
+        query key value out lse bias term_words term_left term_right term_limit batch heads
+        query_len key_len head_dim value_dim workgroups query_blocks batch_base head_base
+        key_head_base value_head_base query_heads key_heads value_heads offset_kind offset
+        query_scale softcap sigmoid_bias bias_dtype has_lse document_positions nan query_offset_at
+        query_starts_at key_starts_at documents key_lengths_at query_roles_at key_roles_at
+        role_table_at tree_bits_at dense_mask_at dense_mask_batch dense_mask_head dense_mask_row
+        alibi_slopes_at key_bias_at key_bias_batch key_bias_head stage terms padding);
+    let narrow = members!(NarrowParams: sizes strides source offset end workgroups padding);
+    let mut narrows = 0;
+    for (source, module) in sources() {
+        let (expected, size) = match source.label() {
+            "common.narrow" => (&narrow, size_of::<NarrowParams>()),
+            _ => (&attention, size_of::<AttentionParams>()),
+        };
+        narrows += u32::from(source.label() == "common.narrow");
+        let (members, span) = declared(&module);
+        assert_eq!(&members, expected, "{}", source.label());
+        assert_eq!(span, size, "{}", source.label());
+        assert!(size as u64 <= wgpu::Limits::default().max_uniform_buffer_binding_size);
+    }
+    assert!(narrows > 0, "no configuration asked for common.narrow");
+}
+
+#[test]
+fn bindings_are_what_the_layout_says() {
+    for (source, module) in sources() {
+        let mut declared: Vec<(u32, Binding)> = module
+            .global_variables
+            .iter()
+            .filter_map(|(_, variable)| {
+                let binding = variable.binding?;
+                assert_eq!(binding.group, 0, "{}", source.label());
+                let kind = match variable.space {
+                    naga::AddressSpace::Uniform => Binding::Uniform,
+                    naga::AddressSpace::Storage { access }
+                        if access.contains(naga::StorageAccess::STORE) =>
+                    {
+                        Binding::Write
+                    }
+                    naga::AddressSpace::Storage { .. } => Binding::Read,
+                    other => panic!("{other:?} cannot be bound"),
+                };
+                Some((binding.binding, kind))
+            })
+            .collect();
+        declared.sort_by_key(|(number, _)| *number);
+        let layout: Vec<_> = (0..).zip(source.bindings().iter().copied()).collect();
+        assert_eq!(declared, layout, "{}", source.label());
+        let storage = layout.iter().filter(|(_, kind)| *kind != Binding::Uniform).count() as u32;
+        assert!(storage <= wgpu::Limits::default().max_storage_buffers_per_shader_stage);
+    }
+}

@@ -1,0 +1,318 @@
+//! Every kernel in every static configuration, composed without a GPU: validated by naga and
+//! translated to what Vulkan, Metal and DX12 take.
+
+use std::collections::HashSet;
+use std::sync::OnceLock;
+
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use wgpu_attention::{
+    Activation, Alignment, Attention, Broadcast, Caps, DType, Mask, Positions, Shape, Source,
+    Stage, Target, Tiles, Variant,
+};
+
+const DIMS: [u32; 10] = [1, 7, 16, 32, 40, 64, 96, 128, 192, 256];
+
+/// Devices that differ in what the tile table asks about.
+fn devices() -> [(&'static str, Caps); 4] {
+    let device = |name, memory, invocations, subgroup, is_cpu| {
+        let mut caps = Caps::portable();
+        caps.workgroup_memory = memory;
+        caps.workgroup_invocations = invocations;
+        caps.subgroup = subgroup;
+        caps.is_cpu = is_cpu;
+        (name, caps)
+    };
+    [
+        device("floor", 16 << 10, 256, None, false),
+        device("floor with subgroups", 16 << 10, 256, Some((4, 128)), false),
+        device("software", 32 << 10, 1024, Some((8, 8)), true),
+        device("large", 48 << 10, 1024, Some((32, 32)), false),
+    ]
+}
+
+/// The facts about a configuration that its shader depends on beside dtype, alignment and dims.
+#[derive(Clone, Copy, Debug)]
+struct Switches {
+    sigmoid: bool,
+    modified: bool,
+    pair_tests: bool,
+    four_terms: bool,
+}
+
+impl Switches {
+    fn all() -> impl Iterator<Item = Self> {
+        (0..16).map(|bits| Self {
+            sigmoid: bits & 1 != 0,
+            modified: bits & 2 != 0,
+            pair_tests: bits & 4 != 0,
+            four_terms: bits & 8 != 0,
+        })
+    }
+
+    fn apply(self, mut attention: Attention) -> Attention {
+        let first = if self.pair_tests { Mask::dense() } else { Mask::causal() };
+        attention.mask = if self.four_terms {
+            first | Mask::sink(4) | Mask::prefix(2) | Mask::window(Some(3), None)
+        } else {
+            first
+        };
+        if self.sigmoid {
+            attention.activation = Activation::Sigmoid { bias: None };
+        }
+        if self.modified {
+            attention = attention.with_softcap(30.0).with_bias(DType::F16, Broadcast::SHARED);
+        }
+        attention
+    }
+}
+
+/// A kernel of one configuration on one device.
+struct Composed {
+    name: String,
+    variant: Variant,
+    caps: Caps,
+    tiles: Option<Tiles>,
+    native: Vec<Source>,
+    web: Vec<Source>,
+}
+
+impl Composed {
+    /// `None` where the device cannot.
+    fn new(device: &(&str, Caps), variant: Variant, attention: &Attention) -> Option<Self> {
+        let (name, caps) = device;
+        let attention = match variant {
+            Variant::Scores => attention.clone().with_scores(Stage::Probabilities),
+            _ => attention.clone(),
+        };
+        let tiles = variant.tiles(caps, &attention).ok()?;
+        let compose = |target| attention.compose(caps, variant, target).expect("supported");
+        Some(Self {
+            name: format!("{variant} on {name}: {attention:?}"),
+            variant,
+            caps: caps.clone(),
+            tiles,
+            native: compose(Target::Native),
+            web: compose(Target::Web),
+        })
+    }
+}
+
+/// Every variant on:
+/// - the software device, whose texts are short: all switches, dtypes and alignments at one dim;
+/// - the large device: all switches and alignments, with the dtypes in turn;
+/// - every device: all dims, as head dims and as value dims, in all alignments, with all switches
+///   off and with all switches on, with the dtypes in turn.
+///
+/// Dims enter the text as constants of the header, dtypes and alignments as fragments with one
+/// interface, so that their pairs with switches matter and their triples do not.
+fn composed() -> &'static [Composed] {
+    static COMPOSED: OnceLock<Vec<Composed>> = OnceLock::new();
+    COMPOSED.get_or_init(|| {
+        let [floor, with_subgroups, software, large] = devices();
+        let mut composed = Vec::new();
+        for (turn, switches) in Switches::all().enumerate() {
+            let shape = Shape::new(1, 1, 100, 64);
+            for dtype in DType::ALL {
+                add(&mut composed, &software, (shape, dtype, switches));
+            }
+            add(&mut composed, &large, (shape, DType::ALL[turn % 3], switches));
+        }
+        let mut turn = 0;
+        for (index, dim) in DIMS.into_iter().enumerate() {
+            for value_dim in [dim, DIMS[(index + 5) % DIMS.len()]] {
+                let shape = Shape::new(1, 1, 100, dim).with_value_dim(value_dim);
+                for switches in Switches::all().step_by(15) {
+                    for device in [&floor, &with_subgroups, &software, &large] {
+                        turn += 1;
+                        add(&mut composed, device, (shape, DType::ALL[turn % 3], switches));
+                    }
+                }
+            }
+        }
+        composed
+    })
+}
+
+fn add(
+    composed: &mut Vec<Composed>,
+    device: &(&'static str, Caps),
+    (shape, dtype, switches): (Shape, DType, Switches),
+) {
+    for alignment in [Alignment::Vec4, Alignment::Any] {
+        let attention = Attention::new(shape, dtype).with_alignment(alignment);
+        let attention = switches.apply(attention);
+        // Vec4 does not suit every dim.
+        if attention.validate().is_ok() {
+            let kernel = |variant| Composed::new(device, variant, &attention);
+            composed.extend(Variant::ALL.into_iter().filter_map(kernel));
+        }
+    }
+}
+
+fn validate(wgsl: &str, capabilities: Capabilities, name: &str) -> (naga::Module, ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(wgsl)
+        .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(wgsl)));
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(wgsl)));
+    (module, info)
+}
+
+fn translate(module: &naga::Module, info: &ModuleInfo, name: &str) {
+    use naga::back::{hlsl, msl, spv};
+    let spirv = spv::Options { lang_version: (1, 3), ..Default::default() };
+    spv::write_vec(module, info, &spirv, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+    let metal = msl::Options { lang_version: (2, 1), ..Default::default() };
+    msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+    let direct = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
+    let mut text = String::new();
+    hlsl::Writer::new(&mut text, &direct, &hlsl::PipelineOptions::default())
+        .write(module, info, None)
+        .unwrap_or_else(|e| panic!("{name}: HLSL: {e}"));
+}
+
+/// Workgroup memory as WGSL counts it: each variable rounded up to 16 bytes.
+fn workgroup_bytes(module: &naga::Module) -> u32 {
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).expect("types have layouts");
+    module
+        .global_variables
+        .iter()
+        .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
+        .map(|(_, variable)| layouter[variable.ty].size.next_multiple_of(16))
+        .sum()
+}
+
+#[test]
+fn every_shader_compiles_for_every_platform() {
+    let mut seen = HashSet::new();
+    for kernel in composed() {
+        for source in &kernel.native {
+            if !seen.insert(source.wgsl().to_owned()) {
+                continue;
+            }
+            // naga's name for unpack2x16float, which WebGPU has at its floor.
+            let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            capabilities.set(Capabilities::SUBGROUP, kernel.variant == Variant::Subgroup);
+            let (module, info) = validate(source.wgsl(), capabilities, &kernel.name);
+            translate(&module, &info, &kernel.name);
+        }
+    }
+    eprintln!("{} distinct shaders", seen.len());
+    assert!(seen.len() > 500, "only {} distinct shaders", seen.len());
+}
+
+#[test]
+fn tiles_fit_the_device() {
+    let mut seen = HashSet::new();
+    for kernel in composed() {
+        let Some(tiles) = kernel.tiles else { continue };
+        assert!(tiles.threads() <= kernel.caps.workgroup_invocations, "{}", kernel.name);
+        let claimed = tiles.workgroup_bytes();
+        assert!(claimed <= kernel.caps.workgroup_memory, "{}: {claimed} bytes", kernel.name);
+        if seen.insert((tiles, kernel.variant)) {
+            let module = naga::front::wgsl::parse_str(kernel.native[0].wgsl()).expect("valid");
+            let used = workgroup_bytes(&module);
+            assert!(
+                (used..used + 256).contains(&claimed),
+                "{}: uses {used} bytes and claims {claimed}",
+                kernel.name
+            );
+        }
+    }
+    assert!(seen.len() > 20, "only {} tile shapes", seen.len());
+}
+
+/// A loop that is marked and cannot be written out costs speed without a word.
+#[test]
+fn marked_loops_are_written_out_but_for_software() {
+    for kernel in composed() {
+        let marks = |line: &str| line.trim() == "// unroll";
+        let left = kernel.native[0].wgsl().lines().any(marks);
+        let has_loops = kernel.variant != Variant::Scores;
+        assert_eq!(left, has_loops && kernel.caps.is_cpu, "{}", kernel.name);
+    }
+}
+
+/// Browsers want `enable subgroups;` before anything else, exactly where subgroups are used; naga
+/// refuses it. Nothing else differs.
+#[test]
+fn only_headers_differ_between_native_and_web() {
+    for kernel in composed() {
+        assert_eq!(kernel.native.len(), kernel.web.len());
+        for (native, web) in kernel.native.iter().zip(&kernel.web) {
+            let expected = match native.label() == Variant::Subgroup.label() {
+                true => format!("enable subgroups;\n{}", native.wgsl()),
+                false => native.wgsl().to_owned(),
+            };
+            assert_eq!(web.wgsl(), expected, "{}", kernel.name);
+        }
+    }
+}
+
+/// The words of a shader's code, without its comments.
+fn words(wgsl: &str) -> HashSet<&str> {
+    wgsl.lines()
+        .flat_map(|line| {
+            let code = line.split("//").next().unwrap_or_default();
+            code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        })
+        .collect()
+}
+
+/// 16-bit tensors are words of 32 bits: no dtype asks the device for anything.
+#[test]
+fn no_dtype_needs_a_feature() {
+    for kernel in composed() {
+        for source in &kernel.native {
+            let words = words(source.wgsl());
+            for feature in ["enable", "requires", "f16", "i16", "u16"] {
+                assert!(!words.contains(feature), "{}: `{feature}`", kernel.name);
+            }
+            if source.label() != Variant::Subgroup.label() {
+                let subgroup = words.iter().find(|word| word.contains("subgroup"));
+                assert_eq!(subgroup, None, "{}", kernel.name);
+            }
+        }
+    }
+}
+
+/// What is no constant of the header shares a pipeline: lengths, heads, numbers, positions, the
+/// words of a term, the LSE.
+#[test]
+fn dynamic_facts_do_not_reach_the_text() {
+    let text = |attention: &Attention, variant| {
+        let caps = &devices()[3].1;
+        let composed = attention.compose(caps, variant, Target::Native).expect("supported");
+        composed[0].wgsl().to_owned()
+    };
+    let plain = Attention::new(Shape::new(1, 1, 1, 64), DType::F16);
+    let shape = Shape::new(3, 8, 1000, 64).with_key_value_heads(2).with_key_len(77);
+    let other = Attention::new(shape, DType::F16)
+        .with_mask(Mask::documents() & Mask::window(Some(9), Some(1)) & Mask::lengths())
+        .with_positions(Positions::PerBatch)
+        .with_scale(3.0)
+        .with_lse();
+    for variant in [Variant::Tiled, Variant::Subgroup] {
+        assert_eq!(text(&plain, variant), text(&other, variant));
+        let capped = plain.clone().with_softcap(5.0);
+        let biased = other.clone().with_alibi().with_bias(DType::BF16, Broadcast::SHARED);
+        assert_eq!(text(&capped, variant), text(&biased, variant));
+        assert_ne!(text(&plain, variant), text(&capped, variant));
+    }
+}
+
+/// The first variant of the table that a device can run is there on every device.
+#[test]
+fn every_device_runs_every_configuration() {
+    for device in devices() {
+        for dim in DIMS {
+            for value_dim in DIMS {
+                let shape = Shape::new(1, 1, 100, dim).with_value_dim(value_dim);
+                let attention = Attention::new(shape, DType::F32);
+                assert_eq!(Variant::Tiled.supports(&device.1, &attention), Ok(()), "{shape:?}");
+            }
+        }
+    }
+}
