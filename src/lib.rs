@@ -9,10 +9,12 @@ pub mod mask;
 pub mod params;
 mod plan;
 mod readback;
+mod real;
 pub mod score;
 mod shader;
 pub mod shape;
 pub mod tensor;
+mod workspace;
 
 pub use arrays::{Array, Arrays};
 pub use attention::{Activation, Attention, Output, Positions, Stage, Tiles, Variant};

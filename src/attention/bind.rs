@@ -1,17 +1,14 @@
 //! Binding attention: views are checked, side arrays packed, and large tensors cut into pieces.
 
-use std::ops::Range;
-
 use super::{Activation, Attention, Output, Positions, Stage};
-use crate::params::{ABSENT, AttentionParams, NarrowParams, UNBOUNDED};
+use crate::params::{ABSENT, AttentionParams, UNBOUNDED};
 use crate::plan::{Bound, Copy, Inputs, Outputs, PackedLayout, Plan, Step};
-use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::{Alignment, Array, Arrays, Broadcast, Context, DType, Error, Term, View};
-
-/// Threads of one workgroup of `common.narrow`.
-const NARROW_THREADS: u32 = 64;
-
-const NARROW_BINDINGS: &[Binding] = &[Binding::Uniform, Binding::Read, Binding::Write];
+use crate::shader::{Source, Target};
+use crate::workspace::{
+    Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, expected, grid,
+    narrow_source, narrow_step, uniform,
+};
+use crate::{Alignment, Arrays, Broadcast, Context, DType, Error, Term, View};
 
 impl Attention {
     /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
@@ -20,14 +17,7 @@ impl Attention {
         let needed = matches!(self.output, Output::Attention { .. })
             && self.alignment() == Alignment::Any
             && self.dtype != DType::F32;
-        let dtype = match self.dtype {
-            DType::BF16 => fragment!(super "common/bf16.wgsl"),
-            _ => fragment!(super "common/f16.wgsl"),
-        };
-        let header = Header::default().size("THREADS", NARROW_THREADS);
-        let fragments = [dtype, fragment!(super "common/narrow.wgsl")];
-        needed
-            .then(|| Source::compose("common.narrow", target, &header, &fragments, NARROW_BINDINGS))
+        needed.then(|| narrow_source(self.dtype, target))
     }
 }
 
@@ -40,13 +30,6 @@ struct Tensors<'a> {
     /// The LSE, or the scores.
     rows: Option<View<'a>>,
     bias: Option<View<'a>>,
-}
-
-/// Some batch entries and some query heads of a call.
-#[derive(Clone, Debug)]
-struct Piece {
-    batch: Range<u32>,
-    heads: Range<u32>,
 }
 
 impl Plan {
@@ -64,7 +47,7 @@ impl Plan {
         let shape = &attention.shape;
         if !shape.out().contains(&0) {
             let whole = Piece { batch: 0..shape.batch, heads: 0..shape.query_heads };
-            let pieces = tensors.pieces(self, whole)?;
+            let pieces = whole.split(&self.context, &|piece| tensors.sizes(self, piece))?;
             let workspace = self.workspace(&pieces)?;
             for piece in &pieces {
                 let part = tensors.part(attention, piece);
@@ -130,28 +113,12 @@ impl Plan {
         steps.push(Step {
             pipeline: self.pipeline.clone(),
             group: self.group(&params, &direct, packed),
-            workgroups: self.grid(workgroups)?,
+            workgroups: grid(&self.context, workgroups)?,
         });
         if let (Some(pipeline), Some(wide), Some(out)) = (&self.narrow, wide, part.out) {
-            steps.push(self.narrow_step(pipeline, &wide, &out)?);
+            steps.push(narrow_step(&self.context, pipeline, &wide, &out)?);
         }
         Ok(())
-    }
-
-    /// A dispatch of at least `workgroups`, in two dimensions where one is too short.
-    fn grid(&self, workgroups: u64) -> Result<(u32, u32), Error> {
-        let allowed = u64::from(self.context.caps().workgroups_per_dimension);
-        let x = workgroups.min(allowed).max(1);
-        let y = workgroups.div_ceil(x);
-        if y > allowed || workgroups > u64::from(u32::MAX) {
-            return Err(Error::Limit {
-                what: "a dispatch in two dimensions".into(),
-                limit: "maxComputeWorkgroupsPerDimension",
-                needed: y,
-                allowed,
-            });
-        }
-        Ok((x as u32, y as u32))
     }
 
     fn params(&self, piece: &Piece, part: &Tensors<'_>, packed: &Packed) -> AttentionParams {
@@ -278,41 +245,6 @@ impl Plan {
         ];
         bind_group(context, &self.pipeline, self.variant.label(), &resources)
     }
-
-    fn narrow_step(
-        &self,
-        pipeline: &wgpu::ComputePipeline,
-        wide: &View<'_>,
-        out: &View<'_>,
-    ) -> Result<Step, Error> {
-        let context = &self.context;
-        let [_, _, _, offset] = out.reach(u64::from(context.caps().storage_alignment));
-        let mut axes: Vec<usize> = (0..4).collect();
-        axes.sort_by_key(|&axis| std::cmp::Reverse(out.strides[axis]));
-        let sorted = |strides: [u64; 4]| std::array::from_fn(|i| strides[axes[i]] as u32);
-        let end = u64::from(offset) + out.span().unwrap_or(0);
-        let workgroups = end.div_ceil(2).div_ceil(u64::from(NARROW_THREADS));
-        let params = NarrowParams {
-            sizes: std::array::from_fn(|i| out.shape[axes[i]]),
-            strides: sorted(out.strides),
-            source: sorted(wide.strides),
-            offset,
-            end: end as u32,
-            workgroups: workgroups as u32,
-            padding: 0,
-        };
-        let uniform = uniform(context, bytemuck::bytes_of(&params));
-        let resources = [
-            uniform.as_entire_buffer_binding(),
-            binding(context, Some(*wide), &context.absent().input),
-            binding(context, Some(*out), &context.absent().outputs[0]),
-        ];
-        Ok(Step {
-            pipeline: pipeline.clone(),
-            group: bind_group(context, pipeline, "common.narrow", &resources),
-            workgroups: self.grid(workgroups)?,
-        })
-    }
 }
 
 impl<'a> Tensors<'a> {
@@ -385,12 +317,9 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// Cuts `piece` in halves, by batch entries and then by heads, until every view of every part
-    /// can be bound.
-    fn pieces(&self, plan: &Plan, piece: Piece) -> Result<Vec<Piece>, Error> {
-        let caps = plan.context.caps();
-        let alignment = u64::from(caps.storage_alignment);
-        let part = self.part(&plan.attention, &piece);
+    /// The bytes that a piece binds of each tensor.
+    fn sizes(&self, plan: &Plan, piece: &Piece) -> Vec<(&'static str, u64)> {
+        let part = self.part(&plan.attention, piece);
         let named = [
             ("query", Some(part.query)),
             ("key", Some(part.key)),
@@ -399,94 +328,10 @@ impl<'a> Tensors<'a> {
             ("lse or scores", part.rows),
             ("bias", part.bias),
         ];
-        let bound = |view: &View<'_>| {
-            let bytes = view.bytes(alignment);
-            bytes.end - bytes.start
-        };
-        let mut tight = named
-            .into_iter()
-            .filter_map(|(name, view)| Some((name, bound(&view?))))
-            .filter(|&(_, size)| size > caps.storage_binding);
-        let Some((name, needed)) = tight.next() else {
-            return Ok(vec![piece]);
-        };
-        let halves = |range: &Range<u32>| {
-            let middle = range.start + range.len() as u32 / 2;
-            (range.start..middle, middle..range.end)
-        };
-        let (first, second) = if piece.batch.len() > 1 {
-            let (a, b) = halves(&piece.batch);
-            (Piece { batch: a, ..piece.clone() }, Piece { batch: b, ..piece })
-        } else if piece.heads.len() > 1 {
-            let (a, b) = halves(&piece.heads);
-            (Piece { heads: a, ..piece.clone() }, Piece { heads: b, ..piece })
-        } else {
-            return Err(Error::Limit {
-                what: format!("tensor `{name}`, bytes of one head of one batch entry"),
-                limit: "maxStorageBufferBindingSize",
-                needed,
-                allowed: caps.storage_binding,
-            });
-        };
-        let mut pieces = self.pieces(plan, first)?;
-        pieces.extend(self.pieces(plan, second)?);
-        Ok(pieces)
+        let size =
+            |(name, view): (_, Option<View<'_>>)| Some((name, bound_bytes(&plan.context, &view?)));
+        named.into_iter().filter_map(size).collect()
     }
-}
-
-/// A view that must be there exactly when the configuration asks for it.
-fn expected<'a>(
-    name: &str,
-    view: Option<View<'a>>,
-    wanted: Option<([u32; 4], DType)>,
-) -> Result<Option<View<'a>>, Error> {
-    match (view, wanted) {
-        (Some(view), Some((shape, dtype))) => {
-            view.check(name, shape, Some(dtype)).map(|()| Some(view))
-        }
-        (None, Some((shape, dtype))) => {
-            Err(Error::tensor(name, format!("a view of {dtype} {shape:?}"), "none"))
-        }
-        (Some(_), None) => {
-            Err(Error::tensor(name, "none: the configuration does not use it", "a view"))
-        }
-        (None, None) => Ok(None),
-    }
-}
-
-type Named<'a> = (&'static str, Option<View<'a>>);
-
-/// No output shares a buffer with anything, but for two outputs whose bindings keep apart.
-fn check_buffers(read: &[Named<'_>], written: &[Named<'_>]) -> Result<(), Error> {
-    let present = |named: &[Named<'_>]| -> Vec<(&'static str, wgpu::Buffer, Range<u64>)> {
-        let with_bytes = |(name, view): &Named<'_>| {
-            // The strictest offset alignment there is, so that the answer suits every device.
-            view.map(|view| (*name, view.buffer.clone(), view.bytes(256)))
-        };
-        named.iter().filter_map(with_bytes).collect()
-    };
-    let written = present(written);
-    for (index, (output, buffer, bytes)) in written.iter().enumerate() {
-        for (other, other_buffer, _) in present(read) {
-            if *buffer == other_buffer {
-                let (output, other) = (output.to_string(), other.to_string());
-                return Err(Error::SharedBuffer { output, other });
-            }
-        }
-        for (other, other_buffer, other_bytes) in &written[..index] {
-            if buffer == other_buffer
-                && bytes.start < other_bytes.end
-                && other_bytes.start < bytes.end
-            {
-                return Err(Error::tensor(
-                    *output,
-                    format!("a range at least 256 bytes apart from that of `{other}`"),
-                    format!("bytes {bytes:?} of one buffer, where `{other}` has {other_bytes:?}"),
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The bits of a term's words that are not numbers, as `shaders/attention/mask.wgsl` reads them.
@@ -523,61 +368,6 @@ struct Packed {
     dense_mask: Option<Broadcast>,
 }
 
-/// Words so far, and the arrays that are to be copied in by the device.
-#[derive(Default)]
-struct Packer<'a> {
-    words: Vec<u32>,
-    devices: Vec<(&'a wgpu::Buffer, u64, u64, u64)>,
-}
-
-impl<'a> Packer<'a> {
-    /// Adds an array and says where it starts.
-    fn push(&mut self, array: Option<Array<'a>>) -> Option<u32> {
-        let at = self.words.len();
-        match array? {
-            Array::Host(values) => self.words.extend_from_slice(values),
-            Array::Device { buffer, offset, len } => {
-                self.devices.push((buffer, 4 * offset, 4 * at as u64, 4 * len as u64));
-                self.words.resize(at + len, 0);
-            }
-            Array::Reserved { len } => self.words.resize(at + len, 0),
-        }
-        Some(at as u32)
-    }
-
-    fn finish(
-        mut self,
-        context: &Context,
-        label: &str,
-        copies: &mut Vec<Copy>,
-    ) -> Result<wgpu::Buffer, Error> {
-        self.words.resize(self.words.len().max(4), 0);
-        let size = 4 * self.words.len() as u64;
-        let allowed = context.caps().storage_binding;
-        if size > allowed {
-            return Err(Error::Limit {
-                what: format!("the {label} buffer of side arrays, in bytes"),
-                limit: "maxStorageBufferBindingSize",
-                needed: size,
-                allowed,
-            });
-        }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        let words = bytemuck::cast_slice(&self.words);
-        let target = buffer(context, label, size, usage, Some(words));
-        copies.extend(self.devices.into_iter().map(
-            |(source, source_offset, target_offset, size)| Copy {
-                source: source.clone(),
-                source_offset,
-                target: target.clone(),
-                target_offset,
-                size,
-            },
-        ));
-        Ok(target)
-    }
-}
-
 impl Packed {
     fn new(context: &Context, arrays: &Arrays<'_>) -> Result<Self, Error> {
         let (mut metadata, mut side) = (Packer::default(), Packer::default());
@@ -605,73 +395,4 @@ impl Packed {
             dense_mask: arrays.dense_mask.map(|(_, broadcast)| broadcast),
         })
     }
-}
-
-/// A buffer of the workspace, filled with `contents` if there are any.
-fn buffer(
-    context: &Context,
-    label: &str,
-    size: u64,
-    usage: wgpu::BufferUsages,
-    contents: Option<&[u8]>,
-) -> wgpu::Buffer {
-    let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some(label),
-        size,
-        usage,
-        mapped_at_creation: contents.is_some(),
-    });
-    if let Some(contents) = contents {
-        // Creation may have failed for want of memory; the error scope around `bind` tells.
-        if let Ok(mut mapped) = buffer.slice(..).get_mapped_range_mut() {
-            mapped.copy_from_slice(contents);
-        }
-        buffer.unmap();
-    }
-    buffer
-}
-
-fn uniform(context: &Context, contents: &[u8]) -> wgpu::Buffer {
-    let usage = wgpu::BufferUsages::UNIFORM;
-    buffer(context, "params", contents.len() as u64, usage, Some(contents))
-}
-
-/// The binding of a view, or of `absent` where there is none or nothing in it.
-fn binding<'b>(
-    context: &Context,
-    view: Option<View<'b>>,
-    absent: &'b wgpu::Buffer,
-) -> wgpu::BufferBinding<'b> {
-    match view.filter(|view| view.span() != Some(0)) {
-        Some(view) => {
-            let bytes = view.bytes(u64::from(context.caps().storage_alignment));
-            wgpu::BufferBinding {
-                buffer: view.buffer,
-                offset: bytes.start,
-                size: wgpu::BufferSize::new(bytes.end - bytes.start),
-            }
-        }
-        None => absent.as_entire_buffer_binding(),
-    }
-}
-
-fn bind_group(
-    context: &Context,
-    pipeline: &wgpu::ComputePipeline,
-    label: &str,
-    resources: &[wgpu::BufferBinding<'_>],
-) -> wgpu::BindGroup {
-    let entries: Vec<_> = resources
-        .iter()
-        .enumerate()
-        .map(|(number, resource)| wgpu::BindGroupEntry {
-            binding: number as u32,
-            resource: wgpu::BindingResource::Buffer(resource.clone()),
-        })
-        .collect();
-    context.device().create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some(label),
-        layout: &pipeline.get_bind_group_layout(0),
-        entries: &entries,
-    })
 }

@@ -4,10 +4,9 @@
 //! the precision the kernels have. The distance between the two is the yardstick of
 //! [`tolerance`](super::tolerance).
 
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
-
 use super::{Activation, Attention, Stage};
 use crate::mask::MaskRows;
+use crate::real::{Real, check_len, vector};
 use crate::{Array, Arrays, Broadcast, Error};
 
 /// The tensors of one call on the host, contiguous `[batch, heads, len, dim]`.
@@ -365,61 +364,6 @@ struct Place {
     query: u32,
 }
 
-/// The arithmetic that the loops need, so that f64 and f32 share them.
-trait Real:
-    Copy
-    + PartialOrd
-    + Into<f64>
-    + Add<Output = Self>
-    + AddAssign
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + Neg<Output = Self>
-{
-    const ZERO: Self;
-    const ONE: Self;
-    const NAN: Self;
-    const NEG_INFINITY: Self;
-    fn real(x: f64) -> Self;
-    fn exp(self) -> Self;
-    fn ln(self) -> Self;
-    fn tanh(self) -> Self;
-    fn is_nan(self) -> bool;
-    fn is_finite(self) -> bool;
-}
-
-macro_rules! real {
-    ($float:ty) => {
-        impl Real for $float {
-            const ZERO: Self = 0.0;
-            const ONE: Self = 1.0;
-            const NAN: Self = Self::NAN;
-            const NEG_INFINITY: Self = Self::NEG_INFINITY;
-            fn real(x: f64) -> Self {
-                x as Self
-            }
-            fn exp(self) -> Self {
-                self.exp()
-            }
-            fn ln(self) -> Self {
-                self.ln()
-            }
-            fn tanh(self) -> Self {
-                self.tanh()
-            }
-            fn is_nan(self) -> bool {
-                self.is_nan()
-            }
-            fn is_finite(self) -> bool {
-                self.is_finite()
-            }
-        }
-    };
-}
-real!(f32);
-real!(f64);
-
 /// A masked score is −∞, and nothing else is: see [`finite_or_nan`].
 fn is_masked<R: Real>(score: R) -> bool {
     score == R::NEG_INFINITY
@@ -429,27 +373,10 @@ fn finite_or_nan<R: Real>(x: R) -> R {
     if x.is_finite() { x } else { R::NAN }
 }
 
-/// The vector along the last axis of a contiguous tensor.
-fn vector(tensor: &[f32], shape: [u32; 4], at: [u32; 3]) -> &[f32] {
-    let [_, heads, len, dim] = shape.map(|size| size as usize);
-    let [batch, head, row] = at.map(|index| index as usize);
-    let start = ((batch * heads + head) * len + row) * dim;
-    &tensor[start..start + dim]
-}
-
 /// The index over the first two axes of an array that may be shared along them.
 fn leading(broadcast: Broadcast, batch: u32, head: u32, heads: u32) -> usize {
     let (_, heads) = broadcast.sizes(1, heads);
     let batch = if broadcast.per_batch { batch } else { 0 };
     let head = if broadcast.per_head { head } else { 0 };
     batch as usize * heads as usize + head as usize
-}
-
-fn check_len(name: &str, values: &[f32], sizes: &[u32]) -> Result<(), Error> {
-    // No overflow: three sizes of 32 bits and a last one below 2^31.
-    let expected: u128 = sizes.iter().map(|&size| u128::from(size)).product();
-    if values.len() as u128 == expected {
-        return Ok(());
-    }
-    Err(Error::tensor(name, format!("{expected} values, {sizes:?}"), values.len().to_string()))
 }

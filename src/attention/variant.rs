@@ -6,7 +6,8 @@ use std::str::FromStr;
 use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::{Alignment, Caps, DType, Error, Unsupported};
+use crate::workspace::dtype_fragment;
+use crate::{Alignment, Caps, Error, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,11 +147,7 @@ impl Variant {
             // One term or the most there may be: fewer kernels, and one term is the common case.
             .size("TERMS", if attention.mask.terms().len() > 1 { 4 } else { 1 });
         let mut fragments = vec![
-            match attention.dtype {
-                DType::F32 => fragment!(super "common/f32.wgsl"),
-                DType::F16 => fragment!(super "common/f16.wgsl"),
-                DType::BF16 => fragment!(super "common/bf16.wgsl"),
-            },
+            dtype_fragment(attention.dtype),
             match alignment {
                 Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "attention/load_any.wgsl"),
