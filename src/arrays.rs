@@ -78,7 +78,7 @@ impl<'a> Array<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Arrays<'a> {
-    /// `i32 [batch]`: the offsets of [`Positions::PerBatch`].
+    /// `i32 [batch]`: the offsets of [`Positions::PerBatch`](crate::Positions::PerBatch).
     pub query_offset: Option<Array<'a>>,
     /// `u32 [docs + 1]`, ascending: where each document's queries start, and the last one's end.
     pub query_starts: Option<Array<'a>>,

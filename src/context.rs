@@ -154,7 +154,9 @@ impl Context {
         readback::finished(self).await
     }
 
-    /// Reads a tensor back to the host, as contiguous `[batch, heads, len, dim]` numbers.
+    /// Reads a tensor back to the host, as contiguous `[batch, heads, len, dim]` numbers. The
+    /// −1e30 that f32 buffers hold for −∞ (a masked score, the LSE of a row without keys) comes
+    /// back as −∞.
     ///
     /// The buffer needs the usage `COPY_SRC`. On native the future polls the device itself.
     pub async fn read(&self, view: View<'_>) -> Result<Vec<f32>, Error> {

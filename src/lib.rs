@@ -1,4 +1,58 @@
-//! Portable attention kernels.
+//! Portable attention kernels: WGSL compute shaders behind a Rust dispatch layer, on Vulkan, Metal,
+//! DX12 and WebGPU through wgpu.
+//!
+//! ```
+//! use wgpu_attention::wgpu::util::DeviceExt as _;
+//! use wgpu_attention::{Attention, Context, DType, Error, Inputs, Mask, Outputs, Shape, View, wgpu};
+//!
+//! # fn main() -> Result<(), Error> {
+//! # pollster::block_on(async {
+//! # let context = match Context::request().await {
+//! #     Err(Error::NoAdapter(_)) => return Ok(()), // nothing to show it on
+//! #     context => context?,
+//! # };
+//! # /*
+//! let context = Context::new(&adapter, &device, &queue); // or Context::request().await?
+//! # */
+//! // 4 query heads share 2 key-value heads; causal; f16.
+//! let shape = Shape::new(1, 4, 10, 16).with_key_value_heads(2);
+//! let plan = Attention::new(shape, DType::F16).with_mask(Mask::causal()).plan(&context).await?;
+//!
+//! let buffer = |shape: [u32; 4]| {
+//!     let numbers: Vec<f32> = (0..shape.iter().product()).map(|i: u32| (i % 7) as f32).collect();
+//!     context.device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
+//!         label: None,
+//!         contents: &DType::F16.encode(&numbers),
+//!         usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+//!     })
+//! };
+//! let (query, key, value) = (buffer(shape.query()), buffer(shape.key()), buffer(shape.value()));
+//! let out = buffer(shape.out());
+//! let inputs = Inputs::new(
+//!     View::new(&query, DType::F16, shape.query()),
+//!     View::new(&key, DType::F16, shape.key()),
+//!     View::new(&value, DType::F16, shape.value()),
+//! );
+//! let out = View::new(&out, DType::F16, shape.out());
+//! let bound = plan.bind(&inputs, &Outputs::new(out))?;
+//!
+//! let mut encoder = context.device().create_command_encoder(&Default::default());
+//! bound.encode(&mut encoder); // as often as you like
+//! context.queue().submit([encoder.finish()]);
+//! let numbers: Vec<f32> = context.read(out).await?;
+//! // The first query sees the first key alone: its output is the first value.
+//! assert_eq!(numbers[..4], [0.0, 1.0, 2.0, 3.0]);
+//! # Ok(())
+//! # })
+//! # }
+//! ```
+//!
+//! There is one attention: tiles of queries walk tiles of keys. What the field calls by different
+//! names is a choice on one of its axes: the [`Mask`] (which pairs count), the [`Score`] (what a
+//! pair scores), the [`Activation`] (how scores become weights) and the [`Output`]. A
+//! configuration is [planned](Attention::plan) once, [bound](Plan::bind) to buffers, and
+//! [encoded](Bound::encode) any number of times. [`attention::reference`] is the f64 judge that
+//! every kernel is tested against.
 
 pub mod arrays;
 pub mod attention;
@@ -28,3 +82,8 @@ pub use shader::{Binding, Source, Target};
 pub use shape::{MAX_HEAD_DIM, Shape};
 pub use tensor::{Alignment, DType, View};
 pub use wgpu;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

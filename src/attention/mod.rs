@@ -39,7 +39,7 @@ pub enum Positions {
     BottomRight,
     /// The first query stands at the first key (of its document): `offset = 0`.
     TopLeft,
-    /// The offsets are given per batch entry, in [`Arrays::query_offset`].
+    /// The offsets are given per batch entry, in [`Arrays::query_offset`](crate::Arrays::query_offset).
     PerBatch,
 }
 
@@ -159,14 +159,14 @@ impl Attention {
         self
     }
 
-    /// Adds ALiBi; the slopes are [`Arrays::alibi_slopes`].
+    /// Adds ALiBi; the slopes are [`Arrays::alibi_slopes`](crate::Arrays::alibi_slopes).
     #[must_use]
     pub const fn with_alibi(mut self) -> Self {
         self.score.alibi = true;
         self
     }
 
-    /// Adds a bias per key; the numbers are [`Arrays::key_bias`].
+    /// Adds a bias per key; the numbers are [`Arrays::key_bias`](crate::Arrays::key_bias).
     #[must_use]
     pub const fn with_key_bias(mut self, broadcast: Broadcast) -> Self {
         self.score.key_bias = Some(broadcast);

@@ -85,8 +85,8 @@ pub fn on_device(
     };
     Ok(Results {
         out: out.read(context)?,
-        lse: lse.map(|lse| lse.read_with_infinities(context)).transpose()?,
-        scores: scores.map(|scores| scores.read_with_infinities(context)).transpose()?,
+        lse: lse.map(|lse| lse.read(context)).transpose()?,
+        scores: scores.map(|scores| scores.read(context)).transpose()?,
     })
 }
 

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use pollster::block_on;
-use wgpu_attention::attention::tolerance::EMPTY;
 use wgpu_attention::{Context, DType, Error, View, wgpu};
 
 use crate::bad_input;
@@ -88,16 +87,5 @@ impl DeviceTensor {
 
     pub fn read(&self, context: &Context) -> Result<Vec<f32>> {
         Ok(block_on(context.read(self.view()))?)
-    }
-
-    /// The numbers, with −∞ for those that stand for it in buffers.
-    pub fn read_with_infinities(&self, context: &Context) -> Result<Vec<f32>> {
-        let mut numbers = self.read(context)?;
-        for number in &mut numbers {
-            if f64::from(*number) <= EMPTY {
-                *number = f32::NEG_INFINITY;
-            }
-        }
-        Ok(numbers)
     }
 }
