@@ -51,7 +51,14 @@ pub(crate) async fn read(context: &Context, view: View<'_>) -> Result<Vec<f32>, 
     let origin = view.offset - first_byte / size;
     let [batches, heads, rows, columns] = view.shape.map(u64::from);
     let [batch, head, row, column] = view.strides;
-    let mut numbers = Vec::with_capacity((batches * heads * rows * columns) as usize);
+    let count = batches.saturating_mul(heads).saturating_mul(rows).saturating_mul(columns);
+    let mut numbers = Vec::new();
+    // With strides of 0 a small buffer may stand for any number of elements.
+    let reserved = usize::try_from(count).map(|count| numbers.try_reserve_exact(count));
+    if !matches!(reserved, Ok(Ok(()))) {
+        let got = format!("shape {:?}", view.shape);
+        return Err(Error::tensor("read", "a number of elements that the host can hold", got));
+    }
     for b in 0..batches {
         for h in 0..heads {
             for i in 0..rows {

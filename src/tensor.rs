@@ -220,13 +220,14 @@ impl<'a> View<'a> {
     /// The part of the view for some batch entries and some heads.
     pub(crate) fn part(&self, batch: Range<u32>, heads: Range<u32>) -> Self {
         let [_, _, len, dim] = self.shape;
-        let moved =
-            u64::from(batch.start) * self.strides[0] + u64::from(heads.start) * self.strides[1];
-        Self {
-            offset: self.offset + moved,
-            shape: [batch.end - batch.start, heads.end - heads.start, len, dim],
-            ..*self
-        }
+        let shape = [batch.end - batch.start, heads.end - heads.start, len, dim];
+        // The strides of an empty view may be anything.
+        let moved = if shape.contains(&0) {
+            0
+        } else {
+            u64::from(batch.start) * self.strides[0] + u64::from(heads.start) * self.strides[1]
+        };
+        Self { offset: self.offset + moved, shape, ..*self }
     }
 
     /// The bytes a binding of the view covers: from its offset, rounded down to `alignment`, to

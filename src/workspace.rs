@@ -187,17 +187,30 @@ pub(crate) fn check_buffers(read: &[Named<'_>], written: &[Named<'_>]) -> Result
 }
 
 /// Words so far, and the arrays that are to be copied in by the device.
-#[derive(Default)]
 pub(crate) struct Packer<'a> {
     words: Vec<u32>,
     devices: Vec<(&'a wgpu::Buffer, u64, u64, u64)>,
+    /// Bytes so far, and of a binding.
+    size: u64,
+    allowed: u64,
 }
 
 impl<'a> Packer<'a> {
-    /// Adds an array and says where it starts.
+    pub fn new(context: &Context) -> Self {
+        let allowed = context.caps().storage_binding;
+        Self { words: Vec::new(), devices: Vec::new(), size: 0, allowed }
+    }
+
+    /// Adds an array and says where it starts. One that is too large is left to `finish` to refuse,
+    /// before any memory is asked for.
     pub fn push(&mut self, array: Option<Array<'a>>) -> Option<u32> {
+        let array = array?;
         let at = self.words.len();
-        match array? {
+        self.size = self.size.saturating_add((array.len() as u64).saturating_mul(4));
+        if self.size > self.allowed {
+            return None;
+        }
+        match array {
             Array::Host(values) => self.words.extend_from_slice(values),
             Array::Device { buffer, offset, len } => {
                 self.devices.push((buffer, 4 * offset, 4 * at as u64, 4 * len as u64));
@@ -214,17 +227,16 @@ impl<'a> Packer<'a> {
         label: &str,
         copies: &mut Vec<Copy>,
     ) -> Result<wgpu::Buffer, Error> {
-        self.words.resize(self.words.len().max(4), 0);
-        let size = 4 * self.words.len() as u64;
-        let allowed = context.caps().storage_binding;
-        if size > allowed {
+        if self.size > self.allowed {
             return Err(Error::Limit {
                 what: format!("the {label} buffer of side arrays, in bytes"),
                 limit: "maxStorageBufferBindingSize",
-                needed: size,
-                allowed,
+                needed: self.size,
+                allowed: self.allowed,
             });
         }
+        self.words.resize(self.words.len().max(4), 0);
+        let size = 4 * self.words.len() as u64;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let words = bytemuck::cast_slice(&self.words);
         let target = buffer(context, label, size, usage, Some(words));

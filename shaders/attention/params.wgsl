@@ -87,11 +87,12 @@ struct Place {
 
 fn place(batch: u32, head: u32) -> Place {
     let whole_head = params.head_base + head;
+    // Heads divide each other, so that nothing needs to be multiplied.
     return Place(
         batch,
         head,
-        whole_head * params.key_heads / params.query_heads - params.key_head_base,
-        whole_head * params.value_heads / params.query_heads - params.value_head_base,
+        whole_head / (params.query_heads / params.key_heads) - params.key_head_base,
+        whole_head / (params.query_heads / params.value_heads) - params.value_head_base,
     );
 }
 

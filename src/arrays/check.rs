@@ -135,13 +135,34 @@ fn sized<'a, const N: usize>(
     // Saturated, a length still differs from that of any slice.
     let len = shape.iter().fold(1_u64, |len, &size| len.saturating_mul(size));
     match array {
-        Some(array) if array.len() as u64 == len => Ok(array.host().unwrap_or_default()),
+        Some(array) if array.len() as u64 == len => {
+            check_device(name, array)?;
+            Ok(array.host().unwrap_or_default())
+        }
         other => Err(Error::tensor(
             name,
             format!("{len} values of shape {shape:?}"),
             other.map_or("nothing".to_owned(), |array| format!("{} values", array.len())),
         )),
     }
+}
+
+/// Checks that an array on the device can be copied from its buffer.
+fn check_device(name: &str, array: Array<'_>) -> Result<(), Error> {
+    let Array::Device { buffer, offset, len } = array else { return Ok(()) };
+    if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+        let got = format!("usages {:?}", buffer.usage());
+        return Err(Error::tensor(name, "a buffer with usage COPY_SRC", got));
+    }
+    let end = offset.checked_add(len as u64).and_then(|end| end.checked_mul(4));
+    if end.is_none_or(|end| end > buffer.size()) {
+        return Err(Error::tensor(
+            name,
+            format!("an array inside its buffer of {} bytes", buffer.size()),
+            format!("{len} words from word {offset} on"),
+        ));
+    }
+    Ok(())
 }
 
 /// Fails at the first value for which `refuse` gives what was expected and what came.

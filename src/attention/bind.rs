@@ -1,14 +1,15 @@
-//! Binding attention: views are checked, side arrays packed, and large tensors cut into pieces.
+//! Binding attention: the dispatches of each piece of a call, with their parameters and bind groups.
 
+use super::pack::{Packed, broadcast_strides};
+use super::tensors::Tensors;
 use super::{Activation, Attention, Output, Positions, Stage};
 use crate::params::{ABSENT, AttentionParams, UNBOUNDED};
-use crate::plan::{Bound, Copy, Inputs, Outputs, PackedLayout, Plan, Step};
+use crate::plan::{Bound, Inputs, Outputs, Plan, Step};
 use crate::shader::{Source, Target};
 use crate::workspace::{
-    Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, expected, grid,
-    narrow_source, narrow_step, uniform,
+    Piece, bind_group, binding, buffer, grid, narrow_source, narrow_step, uniform,
 };
-use crate::{Alignment, Arrays, Broadcast, Context, DType, Error, Term, View};
+use crate::{Alignment, DType, Error, Term, View};
 
 impl Attention {
     /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
@@ -19,17 +20,6 @@ impl Attention {
             && self.dtype != DType::F32;
         needed.then(|| narrow_source(self.dtype, target))
     }
-}
-
-/// The tensors of a call by name; the order is that of the bindings.
-struct Tensors<'a> {
-    query: View<'a>,
-    key: View<'a>,
-    value: View<'a>,
-    out: Option<View<'a>>,
-    /// The LSE, or the scores.
-    rows: Option<View<'a>>,
-    bias: Option<View<'a>>,
 }
 
 impl Plan {
@@ -48,7 +38,7 @@ impl Plan {
         if !shape.out().contains(&0) {
             let whole = Piece { batch: 0..shape.batch, heads: 0..shape.query_heads };
             let pieces = whole.split(&self.context, &|piece| tensors.sizes(self, piece))?;
-            let workspace = self.workspace(&pieces)?;
+            let workspace = self.workspace(&pieces);
             for piece in &pieces {
                 let part = tensors.part(attention, piece);
                 if !part.rows.is_some_and(|rows| rows.shape.contains(&0)) {
@@ -66,25 +56,17 @@ impl Plan {
         })
     }
 
-    /// The f32 output of the largest piece, where the output goes through one.
-    fn workspace(&self, pieces: &[Piece]) -> Result<Option<wgpu::Buffer>, Error> {
-        if self.narrow.is_none() {
-            return Ok(None);
-        }
+    /// Bytes of a piece's output in f32, where it goes through a workspace.
+    pub(super) fn workspace_bytes(&self, piece: &Piece) -> Option<u64> {
         let shape = &self.attention.shape;
-        let rows = |piece: &Piece| piece.batch.len() as u64 * piece.heads.len() as u64;
-        let largest = pieces.iter().map(rows).max().unwrap_or(0);
-        let size = 4 * largest * u64::from(shape.query_len) * u64::from(shape.value_dim);
-        let allowed = self.context.caps().buffer;
-        if size > allowed {
-            return Err(Error::Limit {
-                what: "the f32 workspace behind `out`".into(),
-                limit: "maxBufferSize",
-                needed: size,
-                allowed,
-            });
-        }
-        Ok(Some(buffer(&self.context, "workspace", size, wgpu::BufferUsages::STORAGE, None)))
+        let rows = piece.batch.len() as u64 * piece.heads.len() as u64 * u64::from(shape.query_len);
+        self.narrow.as_ref().map(|_| 4 * rows * u64::from(shape.value_dim))
+    }
+
+    /// The f32 output of the largest piece, where the output goes through one.
+    fn workspace(&self, pieces: &[Piece]) -> Option<wgpu::Buffer> {
+        let size = pieces.iter().filter_map(|piece| self.workspace_bytes(piece)).max()?;
+        Some(buffer(&self.context, "workspace", size, wgpu::BufferUsages::STORAGE, None))
     }
 
     /// The dispatches of one piece.
@@ -137,13 +119,10 @@ impl Plan {
         let term = |f: fn(&Term) -> u32| std::array::from_fn(|i| terms.get(i).map_or(0, f));
         let bound = |f: fn(&Term) -> i32| std::array::from_fn(|i| terms.get(i).map_or(0, f));
         let dense_mask_row = shape.key_len.div_ceil(32);
-        let (dense_mask_batch, dense_mask_head) = broadcast_strides(
-            packed.dense_mask,
-            shape.query_heads,
-            shape.query_len * dense_mask_row,
-        );
+        let (dense_mask_batch, dense_mask_head) =
+            broadcast_strides(packed.dense_mask, shape, [shape.query_len, dense_mask_row]);
         let (key_bias_batch, key_bias_head) =
-            broadcast_strides(score.key_bias, shape.query_heads, shape.key_len);
+            broadcast_strides(score.key_bias, shape, [1, shape.key_len]);
         AttentionParams {
             query: reach(Some(part.query)),
             key: reach(Some(part.key)),
@@ -247,93 +226,6 @@ impl Plan {
     }
 }
 
-impl<'a> Tensors<'a> {
-    /// Checks every view against the configuration and against the others.
-    fn check(
-        attention: &Attention,
-        inputs: &Inputs<'a>,
-        outputs: &Outputs<'a>,
-    ) -> Result<Self, Error> {
-        let (shape, dtype) = (&attention.shape, Some(attention.dtype));
-        inputs.query.check("query", shape.query(), dtype)?;
-        inputs.key.check("key", shape.key(), dtype)?;
-        inputs.value.check("value", shape.value(), dtype)?;
-        let bias = attention.score.bias.map(|(dtype, broadcast)| {
-            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-            ([batch, heads, shape.query_len, shape.key_len], dtype)
-        });
-        let bias = expected("bias", inputs.bias, bias)?;
-        let (out, lse, scores) = match attention.output {
-            Output::Attention { lse } => {
-                (Some((shape.out(), attention.dtype)), lse.then(|| (shape.lse(), DType::F32)), None)
-            }
-            Output::Scores(_) => (None, None, Some((shape.scores(), DType::F32))),
-        };
-        let out = expected("out", outputs.out, out)?;
-        let lse = expected("lse", outputs.lse, lse)?;
-        let scores = expected("scores", outputs.scores, scores)?;
-
-        let read = [
-            ("query", Some(inputs.query)),
-            ("key", Some(inputs.key)),
-            ("value", Some(inputs.value)),
-            ("bias", bias),
-        ];
-        let written = [("out", out), ("lse", lse), ("scores", scores)];
-        for (name, view) in written {
-            view.map_or(Ok(()), |view| view.check_disjoint(name))?;
-        }
-        check_buffers(&read, &written)?;
-        if attention.alignment() == Alignment::Vec4 {
-            for (name, view) in read.iter().take(3).chain(&written[..1]) {
-                if let Some(view) = view {
-                    view.check_vec4(name)?;
-                }
-            }
-        }
-        let Inputs { query, key, value, .. } = *inputs;
-        Ok(Self { query, key, value, out, rows: lse.or(scores), bias })
-    }
-
-    /// The views of one piece.
-    fn part(&self, attention: &Attention, piece: &Piece) -> Self {
-        let shape = &attention.shape;
-        let heads_of = |head: fn(&crate::Shape, u32) -> u32| {
-            head(shape, piece.heads.start)..head(shape, piece.heads.end - 1) + 1
-        };
-        let whole = |view: View<'a>| view.part(piece.batch.clone(), piece.heads.clone());
-        let bias = attention.score.bias.map(|(_, broadcast)| broadcast);
-        Self {
-            query: whole(self.query),
-            key: self.key.part(piece.batch.clone(), heads_of(crate::Shape::key_head)),
-            value: self.value.part(piece.batch.clone(), heads_of(crate::Shape::value_head)),
-            out: self.out.map(whole),
-            rows: self.rows.map(whole),
-            bias: self.bias.zip(bias).map(|(view, broadcast)| {
-                let batch = if broadcast.per_batch { piece.batch.clone() } else { 0..1 };
-                let heads = if broadcast.per_head { piece.heads.clone() } else { 0..1 };
-                view.part(batch, heads)
-            }),
-        }
-    }
-
-    /// The bytes that a piece binds of each tensor.
-    fn sizes(&self, plan: &Plan, piece: &Piece) -> Vec<(&'static str, u64)> {
-        let part = self.part(&plan.attention, piece);
-        let named = [
-            ("query", Some(part.query)),
-            ("key", Some(part.key)),
-            ("value", Some(part.value)),
-            ("out", part.out),
-            ("lse or scores", part.rows),
-            ("bias", part.bias),
-        ];
-        let size =
-            |(name, view): (_, Option<View<'_>>)| Some((name, bound_bytes(&plan.context, &view?)));
-        named.into_iter().filter_map(size).collect()
-    }
-}
-
 /// The bits of a term's words that are not numbers, as `shaders/attention/mask.wgsl` reads them.
 fn words(term: &Term) -> u32 {
     [term.causal_top_left, term.documents, term.lengths, term.roles, term.tree, term.dense]
@@ -345,54 +237,4 @@ fn words(term: &Term) -> u32 {
 
 fn clamp_bound(bound: Option<u32>) -> i32 {
     bound.map_or(UNBOUNDED, |bound| bound.min(UNBOUNDED as u32) as i32)
-}
-
-/// Numbers between batch entries and between heads of an array of `row` numbers each.
-fn broadcast_strides(broadcast: Option<Broadcast>, heads: u32, row: u32) -> (u32, u32) {
-    let Some(broadcast) = broadcast else { return (0, 0) };
-    let (_, own_heads) = broadcast.sizes(1, heads);
-    (
-        if broadcast.per_batch { own_heads * row } else { 0 },
-        if broadcast.per_head { row } else { 0 },
-    )
-}
-
-/// The side arrays in two buffers, and the copies that fill what lies on the device.
-struct Packed {
-    metadata: wgpu::Buffer,
-    side: wgpu::Buffer,
-    layout: PackedLayout,
-    copies: Vec<Copy>,
-    documents: u32,
-    /// Along which axes the dense mask has bits of its own.
-    dense_mask: Option<Broadcast>,
-}
-
-impl Packed {
-    fn new(context: &Context, arrays: &Arrays<'_>) -> Result<Self, Error> {
-        let (mut metadata, mut side) = (Packer::default(), Packer::default());
-        let layout = PackedLayout {
-            query_offset: metadata.push(arrays.query_offset),
-            query_starts: metadata.push(arrays.query_starts),
-            key_starts: metadata.push(arrays.key_starts),
-            key_lengths: metadata.push(arrays.key_lengths),
-            query_roles: metadata.push(arrays.query_roles),
-            key_roles: metadata.push(arrays.key_roles),
-            role_table: metadata.push(arrays.role_table),
-            tree_bits: metadata.push(arrays.tree_bits),
-            dense_mask: metadata.push(arrays.dense_mask.map(|(array, _)| array)),
-            alibi_slopes: side.push(arrays.alibi_slopes),
-            key_bias: side.push(arrays.key_bias),
-        };
-        let mut copies = Vec::new();
-        let documents = arrays.query_starts.map_or(0, |starts| starts.len() - 1) as u32;
-        Ok(Self {
-            metadata: metadata.finish(context, "metadata", &mut copies)?,
-            side: side.finish(context, "side", &mut copies)?,
-            layout,
-            copies,
-            documents,
-            dense_mask: arrays.dense_mask.map(|(_, broadcast)| broadcast),
-        })
-    }
 }

@@ -1,7 +1,9 @@
 //! The one attention: its configuration, and the choice of a kernel for it.
 
 mod bind;
+mod pack;
 pub mod reference;
+mod tensors;
 mod tiles;
 pub mod tolerance;
 mod variant;

@@ -32,6 +32,9 @@ pub struct Tiles {
 /// Workgroup memory that the walk and the row factors take beside the tiles.
 const RESERVED_BYTES: u32 = 256;
 
+/// No device's workgroup has more threads, rows or keys; keeps the arithmetic within a u32.
+const MAX_SIZE: u32 = 1024;
+
 impl Tiles {
     /// Threads of a workgroup.
     pub const fn threads(&self) -> u32 {
@@ -76,7 +79,8 @@ impl Tiles {
             Variant::Subgroup => {
                 self.lanes <= smallest && self.block_q * self.lanes == self.threads()
             }
-            _ => self.lanes == 1 && self.block_q <= self.threads(),
+            Variant::Tiled => self.lanes == 1 && self.block_q <= self.threads(),
+            Variant::Scores => false,
         };
         lanes
             && [self.block_k, self.threads_x, self.lanes].iter().all(|n| n.is_power_of_two())
@@ -88,7 +92,9 @@ impl Tiles {
     /// Compiles for the shape's dims and takes as much of the head dimension, then as many values,
     /// at a time as workgroup memory holds. `None` when not even the least fits the device.
     pub fn fitted(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
-        if self.threads() > caps.workgroup_invocations {
+        let sizes = [self.block_q, self.block_k, self.threads_x, self.threads_y];
+        let possible = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size));
+        if !possible || self.threads() > caps.workgroup_invocations {
             return None;
         }
         self.value_vecs = compiled_dim(caps, shape.value_dim) / 4;

@@ -70,6 +70,9 @@ impl Variant {
     /// The tiles this variant would use; `None` for the one that has none.
     pub fn tiles(self, caps: &Caps, attention: &Attention) -> Result<Option<Tiles>, Unsupported> {
         let refuse = |reason: String| Err(Unsupported::new(self.label(), reason));
+        if let Err(error) = attention.validate() {
+            return refuse(error.to_string());
+        }
         if caps.storage_buffers < STORAGE_BUFFERS {
             return refuse(format!(
                 "it binds {STORAGE_BUFFERS} storage buffers and the device's maxStorageBuffersPerShaderStage is {}",

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
 use wgpu_attention::{
-    Alignment, Array, Arrays, Attention, Bound, Broadcast, Context, DType, Error, Inputs, Output,
-    Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
+    Alignment, Array, Arrays, Attention, Broadcast, Context, DType, Error, Inputs, Output, Outputs,
+    Plan, Shape, Variant, View, pack_mask, wgpu,
 };
 
 /// Turns a missing adapter from a loud skip into a failure.
@@ -280,6 +280,7 @@ pub struct Case {
 }
 
 /// What a case gave.
+#[derive(Clone, Debug)]
 pub struct Results {
     pub out: Vec<f32>,
     pub lse: Option<Vec<f32>>,
@@ -373,9 +374,7 @@ impl Case {
     /// Runs every variant that supports the case and compares it with the reference; says which
     /// ran.
     pub fn check(&self, context: &Context) -> Vec<Variant> {
-        let supports = |v: &Variant| v.supports(context.caps(), &self.attention).is_ok();
-        let variants: Vec<_> = Variant::ALL.into_iter().filter(supports).collect();
-        assert!(!variants.is_empty(), "no variant supports {:?}", self.attention);
+        let variants = variants(context, &self.attention);
         for &variant in &variants {
             let results = self.run(context, variant).expect("a supported variant runs");
             self.judge(&results, variant.label());
@@ -403,10 +402,12 @@ impl Case {
     }
 }
 
-/// A bound call kept together with the buffers it refers to.
-pub struct Kept {
-    pub bound: Bound,
-    pub out: Placed,
+/// The variants that support a configuration; at least one.
+pub fn variants(context: &Context, attention: &Attention) -> Vec<Variant> {
+    let supports = |v: &Variant| v.supports(context.caps(), attention).is_ok();
+    let variants: Vec<_> = Variant::ALL.into_iter().filter(supports).collect();
+    assert!(!variants.is_empty(), "no variant supports {attention:?}");
+    variants
 }
 
 /// The layouts that a configuration's alignment can reach.
