@@ -123,8 +123,24 @@ pub struct AttentionParams {
     pub stage: u32,
     /// AND-terms of the mask.
     pub terms: u32,
-    /// Keeps the size a multiple of 16 bytes.
-    pub padding: u32,
+    /// Start of the list's offsets in the metadata.
+    pub list_offsets_at: u32,
+    /// Start of the list's entries in the metadata.
+    pub list_entries_at: u32,
+    /// Number of the list's entries.
+    pub list_len: u32,
+    /// Rows of the list between batch entries.
+    pub list_batch: u32,
+    /// Rows between the list's heads.
+    pub list_head: u32,
+    /// Query heads that share a head of the list.
+    pub list_head_group: u32,
+    /// Queries that share a row of the list.
+    pub list_block_q: u32,
+    /// log2 of the keys of an entry.
+    pub list_shift: u32,
+    /// What is known of the list: 0 nothing, 1 it ascends without overlaps, 2 full entries are.
+    pub list_trust: u32,
 }
 
 /// Twin of `Params` in `shaders/common/narrow.wgsl`.

@@ -191,6 +191,10 @@ pub struct PackedLayout {
     pub tree_bits: Option<u32>,
     /// [`Arrays::dense_mask`], in the metadata.
     pub dense_mask: Option<u32>,
+    /// [`Arrays::list_offsets`], in the metadata.
+    pub list_offsets: Option<u32>,
+    /// [`Arrays::list_entries`], in the metadata.
+    pub list_entries: Option<u32>,
     /// [`Arrays::alibi_slopes`], in the side buffer.
     pub alibi_slopes: Option<u32>,
     /// [`Arrays::key_bias`], in the side buffer.

@@ -31,7 +31,7 @@ impl Plan {
         let attention = &self.attention;
         let tensors = Tensors::check(attention, inputs, outputs)?;
         crate::arrays::check_arrays(attention, &inputs.arrays)?;
-        let packed = Packed::new(&self.context, &inputs.arrays)?;
+        let packed = Packed::new(&self.context, attention, &inputs.arrays)?;
 
         let mut steps = Vec::new();
         let shape = &attention.shape;
@@ -123,6 +123,8 @@ impl Plan {
             broadcast_strides(packed.dense_mask, shape, [shape.query_len, dense_mask_row]);
         let (key_bias_batch, key_bias_head) =
             broadcast_strides(score.key_bias, shape, [1, shape.key_len]);
+        let (keys, lists) = (&attention.keys, attention.keys.lists());
+        let (list_rows, (_, list_heads)) = (keys.query_blocks(shape), lists.sizes(shape));
         AttentionParams {
             query: reach(Some(part.query)),
             key: reach(Some(part.key)),
@@ -198,7 +200,15 @@ impl Plan {
                 _ => 0,
             },
             terms: terms.len() as u32,
-            padding: 0,
+            list_offsets_at: at(layout.list_offsets),
+            list_entries_at: at(layout.list_entries),
+            list_len: packed.list_len,
+            list_batch: if lists.per_batch { list_heads * list_rows } else { 0 },
+            list_head: list_rows,
+            list_head_group: lists.group(shape),
+            list_block_q: keys.block_q().unwrap_or(1),
+            list_shift: keys.block_k().trailing_zeros(),
+            list_trust: packed.list_trust,
         }
     }
 

@@ -13,7 +13,7 @@ pub use variant::Variant;
 
 use crate::plan::Plan;
 use crate::shader::{Source, Target};
-use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Mask, Score, Shape};
+use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Keys, Mask, Score, Shape};
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,7 +103,9 @@ pub struct Attention {
     pub shape: Shape,
     /// Element type of queries, keys, values and output.
     pub dtype: DType,
-    /// Which pairs count.
+    /// Which keys a block of queries visits.
+    pub keys: Keys,
+    /// Which pairs count, of those that are visited.
     pub mask: Mask,
     /// Where the queries stand among the keys.
     pub positions: Positions,
@@ -124,6 +126,7 @@ impl Attention {
         Self {
             shape,
             dtype,
+            keys: Keys::Dense,
             mask: Mask::full(),
             positions: Positions::BottomRight,
             score: Score::default(),
@@ -131,6 +134,17 @@ impl Attention {
             output: Output::Attention { lse: false },
             access: None,
         }
+    }
+
+    /// Sets which keys a block of queries visits; the lists are [`Arrays::list_offsets`] and
+    /// [`Arrays::list_entries`].
+    ///
+    /// [`Arrays::list_offsets`]: crate::Arrays::list_offsets
+    /// [`Arrays::list_entries`]: crate::Arrays::list_entries
+    #[must_use]
+    pub const fn with_keys(mut self, keys: Keys) -> Self {
+        self.keys = keys;
+        self
     }
 
     /// Sets the mask.
@@ -238,6 +252,7 @@ impl Attention {
     /// Checks what can be checked before any tensor is seen.
     pub fn validate(&self) -> Result<(), Error> {
         self.shape.validate()?;
+        self.keys.validate()?;
         self.score.validate()?;
         self.mask.validate()?;
         let Shape { head_dim, value_dim, .. } = self.shape;
@@ -247,6 +262,9 @@ impl Attention {
                 "Any, or head_dim and value_dim that are multiples of 4",
                 format!("Vec4 with head_dim {head_dim} and value_dim {value_dim}"),
             ));
+        }
+        if self.keys != Keys::Dense && matches!(self.output, Output::Scores(_)) {
+            return Err(Error::config("keys", "dense, where scores are the output", "a list"));
         }
         if let Activation::Sigmoid { bias } = self.activation {
             if let Some(bias) = bias.filter(|b| !b.is_finite()) {
@@ -291,10 +309,10 @@ impl Attention {
         variant.supports(context.caps(), self)?;
         let fitted = tiles.fitted(context.caps(), &self.shape);
         let fitted =
-            fitted.filter(|t| t.is_consistent(variant, context.caps())).ok_or_else(|| {
+            fitted.filter(|t| t.is_consistent(variant, context.caps()) && t.divides(self)).ok_or_else(|| {
                 Error::config(
                     "tiles",
-                    "sizes that divide each other and fit the device",
+                    "sizes that divide each other and a list's blocks of queries, and fit the device",
                     format!("{tiles:?}"),
                 )
             })?;

@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
-use crate::shader::{Binding, Header, Source, Target, fragment};
+use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::workspace::dtype_fragment;
-use crate::{Alignment, Caps, Error, Unsupported};
+use crate::{Alignment, Caps, Error, Keys, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,11 +90,9 @@ impl Variant {
         let tiles = match self {
             Self::Scores if caps.workgroup_invocations >= SCORES_THREADS => return Ok(None),
             Self::Scores => None,
-            Self::Tiled => tiles::tiled(caps, &attention.shape),
+            Self::Tiled => tiles::tiled(caps, attention),
             Self::Subgroup => match caps.subgroup {
-                Some((smallest, _)) if smallest >= 4 => {
-                    tiles::subgroup(caps, &attention.shape, smallest)
-                }
+                Some((smallest, _)) if smallest >= 4 => tiles::subgroup(caps, attention, smallest),
                 Some((smallest, _)) => {
                     return refuse(format!(
                         "it needs subgroups of at least 4 and the device has some of {smallest}"
@@ -172,6 +170,7 @@ impl Variant {
                     .size("CHUNK_VECS", tiles.chunk_vecs)
                     .size("VALUE_KEYS", tiles.value_keys);
                 fragments.push(fragment!(super "attention/walk.wgsl"));
+                fragments.extend(keys_fragments(&attention.keys, tiles));
                 fragments.push(fragment!(super "attention/forward.wgsl"));
             }
             None => header = header.size("THREADS", SCORES_THREADS),
@@ -185,6 +184,20 @@ impl Variant {
             Self::Scores => fragment!(super "attention/scores.wgsl"),
         });
         Source::compose(self.label(), target, &header, &fragments, BINDINGS)
+    }
+}
+
+/// The keys axis. Entries shorter than a tile are gathered like single keys.
+fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
+    let list = fragment!(super "attention/keys_list.wgsl");
+    match keys {
+        Keys::Dense => vec![fragment!(super "attention/keys_dense.wgsl")],
+        Keys::Blocks { block_k, .. } if *block_k >= tiles.block_k => {
+            vec![list, fragment!(super "attention/keys_blocks.wgsl")]
+        }
+        Keys::Blocks { .. } | Keys::Indices { .. } => {
+            vec![list, fragment!(super "attention/keys_gathered.wgsl")]
+        }
     }
 }
 
