@@ -18,6 +18,7 @@
 //! the host are proven when a plan is bound, and a false one is an error; the claims of a list on
 //! the device are ignored.
 
+use crate::arrays::{check_device, check_host};
 use crate::{Array, Arrays, Attention, Error, MaskRows, Shape};
 
 mod list;
@@ -184,6 +185,8 @@ pub(crate) fn check_lists(attention: &Attention, arrays: &Arrays) -> Result<(), 
             format!("{} values", offsets.len()),
         ));
     }
+    check_device("list_offsets", offsets)?;
+    check_device("list_entries", entries)?;
     if let Some(offsets) = offsets.host() {
         check_offsets(offsets, entries)?;
         if let Some(entries) = entries.host() {
@@ -254,7 +257,7 @@ pub(crate) fn trust(attention: &Attention, arrays: &Arrays) -> Result<u32, Error
     }
     let claims = |entries: &[u32]| entries.iter().any(|entry| entry & FULL != 0);
     let claimed = arrays.list_entries.and_then(|array| array.host()).is_some_and(claims);
-    let provable = crate::arrays::check_host(arrays).is_ok();
+    let provable = check_host(arrays).is_ok();
     if !claimed || !provable || !attention.mask.any(crate::Term::tests_pairs) {
         return Ok(1);
     }

@@ -143,6 +143,48 @@ pub struct AttentionParams {
     pub list_trust: u32,
 }
 
+/// Twin of `Params` in `shaders/merge/merge.wgsl`.
+///
+/// Strides and offsets are as in [`AttentionParams`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct MergeParams {
+    /// Of the parts' outputs, part after part along the batch axis.
+    pub parts: [u32; 4],
+    /// Of the parts' LSEs.
+    pub lse: [u32; 4],
+    /// Of the logits or weights.
+    pub weights: [u32; 4],
+    /// Of the output.
+    pub out: [u32; 4],
+    /// Of the merged LSE.
+    pub out_lse: [u32; 4],
+    /// Number of parts.
+    pub count: u32,
+    /// Batch entries of the output.
+    pub batch: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Rows of a head.
+    pub len: u32,
+    /// Elements of a row.
+    pub dim: u32,
+    /// Whether there are logits in place of LSEs.
+    pub has_logits: u32,
+    /// Whether there are log-weights.
+    pub has_log_weights: u32,
+    /// Whether the merged LSE is written.
+    pub has_lse: u32,
+    /// The bits of a NaN, which WGSL has no literal for.
+    pub nan: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding_0: u32,
+    /// As `padding_0`.
+    pub padding_1: u32,
+    /// As `padding_0`.
+    pub padding_2: u32,
+}
+
 /// Twin of `Params` in `shaders/common/narrow.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

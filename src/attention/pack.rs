@@ -21,7 +21,11 @@ pub(super) struct Packed {
 
 impl Packed {
     /// Packs arrays that have been checked against the configuration.
-    pub fn new(context: &Context, attention: &Attention, arrays: &Arrays<'_>) -> Result<Self, Error> {
+    pub fn new(
+        context: &Context,
+        attention: &Attention,
+        arrays: &Arrays<'_>,
+    ) -> Result<Self, Error> {
         let (mut metadata, mut side) = (Packer::new(context), Packer::new(context));
         let layout = PackedLayout {
             query_offset: metadata.push(arrays.query_offset),
@@ -37,6 +41,7 @@ impl Packed {
             list_entries: metadata.push(arrays.list_entries),
             alibi_slopes: side.push(arrays.alibi_slopes),
             key_bias: side.push(arrays.key_bias),
+            log_weights: None,
         };
         let mut copies = Vec::new();
         let documents = arrays.query_starts.map_or(0, |starts| starts.len() - 1) as u32;
