@@ -3,8 +3,10 @@
 
 use std::mem::{offset_of, size_of};
 
-use wgpu_attention::params::{AttentionParams, NarrowParams};
-use wgpu_attention::{Alignment, Attention, Binding, Caps, DType, Shape, Source, Stage, Variant};
+use wgpu_attention::params::{AttentionParams, MergeParams, NarrowParams};
+use wgpu_attention::{
+    Alignment, Attention, Binding, Caps, DType, Merge, Shape, Source, Stage, Variant,
+};
 use wgpu_attention::{Target, wgpu};
 
 /// A member of a struct: its name, offset in bytes and type in WGSL's words.
@@ -99,6 +101,8 @@ fn sources() -> Vec<(Source, naga::Module)> {
                 let composed = attention.compose(&caps, variant, Target::Native);
                 sources.extend(composed.expect("a valid configuration"));
             }
+            let merge = Merge::new(2, [1, 1, 1, 64], dtype).with_alignment(alignment);
+            sources.extend(merge.compose(Target::Native).expect("a valid configuration"));
         }
     }
     let parse = |source: Source| {
@@ -120,11 +124,15 @@ fn parameters_are_where_the_shaders_look() {
         alibi_slopes_at key_bias_at key_bias_batch key_bias_head stage terms list_offsets_at
         list_entries_at list_len list_batch list_head list_head_group list_block_q list_shift
         list_trust);
+    let merge = members!(MergeParams:
+        parts lse weights out out_lse count batch heads len dim has_logits has_log_weights has_lse
+        nan padding_0 padding_1 padding_2);
     let narrow = members!(NarrowParams: sizes strides source offset end workgroups padding);
     let mut narrows = 0;
     for (source, module) in sources() {
         let (expected, size) = match source.label() {
             "common.narrow" => (&narrow, size_of::<NarrowParams>()),
+            "merge.merge" => (&merge, size_of::<MergeParams>()),
             _ => (&attention, size_of::<AttentionParams>()),
         };
         narrows += u32::from(source.label() == "common.narrow");

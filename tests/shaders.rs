@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wgpu_attention::{
-    Activation, Alignment, Attention, Broadcast, Caps, DType, Mask, Positions, Shape, Source,
-    Stage, Target, Tiles, Variant,
+    Activation, Alignment, Attention, Broadcast, Caps, DType, Keys, Lists, Mask, Merge, MergeRule,
+    Positions, Shape, Source, Stage, Target, Tiles, Variant,
 };
 
 const DIMS: [u32; 10] = [1, 7, 16, 32, 40, 64, 96, 128, 192, 256];
@@ -100,6 +100,7 @@ impl Composed {
 /// Every variant on:
 /// - the software device, whose texts are short: all switches, dtypes and alignments at one dim;
 /// - the large device: all switches and alignments, with the dtypes in turn;
+/// - these and the floor: lists of keys, with few switches but on the software device;
 /// - every device: all dims, as head dims and as value dims, in all alignments, with all switches
 ///   off and with all switches on, with the dtypes in turn.
 ///
@@ -113,9 +114,17 @@ fn composed() -> &'static [Composed] {
         for (turn, switches) in Switches::all().enumerate() {
             let shape = Shape::new(1, 1, 100, 64);
             for dtype in DType::ALL {
-                add(&mut composed, &software, (shape, dtype, switches));
+                add(&mut composed, &software, (shape, dtype, switches), Keys::Dense);
             }
-            add(&mut composed, &large, (shape, DType::ALL[turn % 3], switches));
+            add(&mut composed, &large, (shape, DType::ALL[turn % 3], switches), Keys::Dense);
+            for keys in lists() {
+                let dtype = DType::ALL[turn % 3];
+                add(&mut composed, &software, (shape, dtype, switches), keys);
+                if turn % 15 == 0 {
+                    add(&mut composed, &floor, (shape, dtype, switches), keys);
+                    add(&mut composed, &large, (shape, dtype, switches), keys);
+                }
+            }
         }
         let mut turn = 0;
         for (index, dim) in DIMS.into_iter().enumerate() {
@@ -124,7 +133,8 @@ fn composed() -> &'static [Composed] {
                 for switches in Switches::all().step_by(15) {
                     for device in [&floor, &with_subgroups, &software, &large] {
                         turn += 1;
-                        add(&mut composed, device, (shape, DType::ALL[turn % 3], switches));
+                        let dtype = DType::ALL[turn % 3];
+                        add(&mut composed, device, (shape, dtype, switches), Keys::Dense);
                     }
                 }
             }
@@ -133,13 +143,22 @@ fn composed() -> &'static [Composed] {
     })
 }
 
+/// Lists whose entries are longer and shorter than tiles, for blocks of queries of all sizes.
+fn lists() -> impl Iterator<Item = Keys> {
+    [16, 32, 64, 128].into_iter().flat_map(|block_q| {
+        let blocks = |block_k| Keys::Blocks { block_q, block_k, lists: Lists::SHARED };
+        [blocks(128), blocks(16), Keys::Indices { block_q, lists: Lists::SHARED }]
+    })
+}
+
 fn add(
     composed: &mut Vec<Composed>,
     device: &(&'static str, Caps),
     (shape, dtype, switches): (Shape, DType, Switches),
+    keys: Keys,
 ) {
     for alignment in [Alignment::Vec4, Alignment::Any] {
-        let attention = Attention::new(shape, dtype).with_alignment(alignment);
+        let attention = Attention::new(shape, dtype).with_alignment(alignment).with_keys(keys);
         let attention = switches.apply(attention);
         // Vec4 does not suit every dim.
         if attention.validate().is_ok() {
@@ -312,6 +331,23 @@ fn every_device_runs_every_configuration() {
                 let shape = Shape::new(1, 1, 100, dim).with_value_dim(value_dim);
                 let attention = Attention::new(shape, DType::F32);
                 assert_eq!(Variant::Tiled.supports(&device.1, &attention), Ok(()), "{shape:?}");
+            }
+        }
+    }
+}
+
+/// Merge in every rule, dtype and alignment.
+#[test]
+fn merges_compile_for_every_platform() {
+    for rule in [MergeRule::Lse, MergeRule::Weights, MergeRule::Sum] {
+        for dtype in DType::ALL {
+            for dim in DIMS {
+                let merge = Merge::new(2, [1, 1, 1, dim], dtype).with_rule(rule);
+                for source in merge.compose(Target::Native).expect("valid") {
+                    let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+                    let (module, info) = validate(source.wgsl(), capabilities, source.label());
+                    translate(&module, &info, source.label());
+                }
             }
         }
     }

@@ -7,13 +7,8 @@ use std::sync::OnceLock;
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
 use wgpu_attention::{
-<<<<<<< HEAD
-    Alignment, Array, Arrays, Attention, Broadcast, Context, DType, Error, Inputs, Output, Outputs,
-    Plan, Shape, Variant, View, pack_mask, wgpu,
-=======
-    Alignment, Array, Arrays, Attention, Bound, Broadcast, Context, DType, Error, Inputs, KeyList,
-    Output, Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
->>>>>>> 7b25c9e (Merge partial results, and test lists of keys and merges)
+    Alignment, Array, Arrays, Attention, Broadcast, Context, DType, Error, Inputs, KeyList, Output,
+    Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
 };
 
 /// Turns a missing adapter from a loud skip into a failure.
