@@ -22,8 +22,11 @@ use crate::arrays::{check_device, check_host};
 use crate::{Array, Arrays, Attention, Error, MaskRows, Shape};
 
 mod list;
+mod patterns;
+mod text;
 
 pub use list::{KeyList, KeyRow, KeyRows};
+pub use patterns::{Pattern, Source, moa_span, streaming_heads};
 
 /// Bit 31 of an entry: the mask keeps every pair.
 pub const FULL: u32 = 1 << 31;

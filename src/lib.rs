@@ -77,7 +77,7 @@ pub use attention::{Activation, Attention, Output, Positions, Stage, Tiles, Vari
 pub use caps::Caps;
 pub use context::Context;
 pub use error::{Error, Unsupported};
-pub use keys::{KeyList, KeyRow, KeyRows, Keys, ListHeads, Lists};
+pub use keys::{KeyList, KeyRow, KeyRows, Keys, ListHeads, Lists, Pattern};
 pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use merge::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule};
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};

@@ -51,7 +51,7 @@ pub struct Outputs<'a> {
     pub out: Option<View<'a>>,
     /// f32 `[batch, query_heads, query_len, 1]`.
     pub lse: Option<View<'a>>,
-    /// f32 `[batch, query_heads, query_len, key_len]`.
+    /// f32 `[batch, query_heads, query_len, key_len]`, or the sums over blocks.
     pub scores: Option<View<'a>>,
 }
 
@@ -68,7 +68,8 @@ impl<'a> Outputs<'a> {
         self
     }
 
-    /// The output of [`Output::Scores`](crate::Output::Scores).
+    /// The output of [`Output::Scores`](crate::Output::Scores) and of
+    /// [`Output::BlockSums`](crate::Output::BlockSums).
     pub const fn scores(scores: View<'a>) -> Self {
         Self { out: None, lse: None, scores: Some(scores) }
     }

@@ -96,8 +96,13 @@ fn sources() -> Vec<(Source, naga::Module)> {
             let attention =
                 Attention::new(Shape::new(1, 1, 1, 64), dtype).with_alignment(alignment);
             let scores = attention.clone().with_scores(Stage::Masked);
+            let sums = attention.clone().with_block_sums(64, 64);
             for variant in Variant::ALL {
-                let attention = if variant == Variant::Scores { &scores } else { &attention };
+                let attention = match variant {
+                    Variant::Scores => &scores,
+                    Variant::BlockSums => &sums,
+                    _ => &attention,
+                };
                 let composed = attention.compose(&caps, variant, Target::Native);
                 sources.extend(composed.expect("a valid configuration"));
             }

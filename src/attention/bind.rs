@@ -84,7 +84,11 @@ impl Plan {
             .map(|w| View::new(w, DType::F32, [batches, heads, shape.query_len, shape.value_dim]));
         let direct = Tensors { out: wide.or(part.out), ..*part };
 
-        let block_q = self.tiles.map_or(1, |tiles| tiles.block_q);
+        let block_q = match (self.tiles, self.attention.output) {
+            (Some(tiles), _) => tiles.block_q,
+            (None, Output::BlockSums { block_q, .. }) => block_q,
+            (None, _) => 1,
+        };
         let query_blocks = shape.query_len.div_ceil(block_q);
         let workgroups = u64::from(query_blocks) * u64::from(batches) * u64::from(heads);
         let params = AttentionParams {
@@ -111,7 +115,7 @@ impl Plan {
         let at = |at: Option<u32>| at.unwrap_or(ABSENT);
         let layout = &packed.layout;
         let softmax = attention.activation == Activation::Softmax;
-        let scores = matches!(attention.output, Output::Scores(_));
+        let scores = !matches!(attention.output, Output::Attention { .. });
         // Scores are handed out in natural units; weights are powers of two.
         let folds = !score.is_modified() && !scores;
         let log2_e = std::f32::consts::LOG2_E;

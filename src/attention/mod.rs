@@ -11,6 +11,7 @@ mod variant;
 pub use tiles::Tiles;
 pub use variant::Variant;
 
+use crate::keys::BLOCK_KEYS;
 use crate::plan::Plan;
 use crate::shader::{Source, Target};
 use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Keys, Mask, Score, Shape};
@@ -86,6 +87,17 @@ pub enum Output {
     },
     /// The scores themselves, f32 `[batch, query_heads, query_len, key_len]`.
     Scores(Stage),
+    /// The weights, summed over blocks of queries and keys: f32 `[batch, query_heads,
+    /// ⌈query_len / block_q⌉, ⌈key_len / block_k⌉]`, written to [`Outputs::scores`]. Time grows
+    /// with the square of the length, memory does not.
+    ///
+    /// [`Outputs::scores`]: crate::Outputs::scores
+    BlockSums {
+        /// Queries of a block: 16, 32, 64 or 128.
+        block_q: u32,
+        /// Keys of a block: 16, 32, 64 or 128.
+        block_k: u32,
+    },
 }
 
 /// A configuration of attention: five axes over one [`Shape`].
@@ -217,6 +229,13 @@ impl Attention {
         self
     }
 
+    /// Asks for the weights summed over blocks of queries and of keys instead of the output.
+    #[must_use]
+    pub const fn with_block_sums(mut self, block_q: u32, block_k: u32) -> Self {
+        self.output = Output::BlockSums { block_q, block_k };
+        self
+    }
+
     /// Sets how tensors lie in memory, for offsets and strides that are no multiples of four.
     #[must_use]
     pub const fn with_alignment(mut self, alignment: Alignment) -> Self {
@@ -263,8 +282,14 @@ impl Attention {
                 format!("Vec4 with head_dim {head_dim} and value_dim {value_dim}"),
             ));
         }
-        if self.keys != Keys::Dense && matches!(self.output, Output::Scores(_)) {
+        if self.keys != Keys::Dense && !matches!(self.output, Output::Attention { .. }) {
             return Err(Error::config("keys", "dense, where scores are the output", "a list"));
+        }
+        if let Output::BlockSums { block_q, block_k } = self.output
+            && !([block_q, block_k].iter().all(|size| BLOCK_KEYS.contains(size)))
+        {
+            let expected = format!("block sizes of {BLOCK_KEYS:?}");
+            return Err(Error::config("output", expected, format!("{block_q}, {block_k}")));
         }
         if let Activation::Sigmoid { bias } = self.activation {
             if let Some(bias) = bias.filter(|b| !b.is_finite()) {

@@ -80,7 +80,7 @@ impl Tiles {
                 self.lanes <= smallest && self.block_q * self.lanes == self.threads()
             }
             Variant::Tiled => self.lanes == 1 && self.block_q <= self.threads(),
-            Variant::Scores => false,
+            Variant::Scores | Variant::BlockSums => false,
         };
         lanes
             && [self.block_k, self.threads_x, self.lanes].iter().all(|n| n.is_power_of_two())

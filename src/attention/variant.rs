@@ -19,6 +19,8 @@ pub enum Variant {
     Tiled,
     /// The scores themselves, plainly.
     Scores,
+    /// Weights summed over blocks, in two passes.
+    BlockSums,
 }
 
 /// Storage buffers that the kernels bind.
@@ -42,7 +44,7 @@ const BINDINGS: &[Binding] = &[
 
 impl Variant {
     /// All of them, in the order in which `plan` asks them.
-    pub const ALL: [Self; 3] = [Self::Subgroup, Self::Tiled, Self::Scores];
+    pub const ALL: [Self; 4] = [Self::Subgroup, Self::Tiled, Self::Scores, Self::BlockSums];
 
     /// The name on the command line and in files: `tiled`.
     pub const fn name(self) -> &'static str {
@@ -50,6 +52,7 @@ impl Variant {
             Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
             Self::Scores => "scores",
+            Self::BlockSums => "block_sums",
         }
     }
 
@@ -59,6 +62,16 @@ impl Variant {
             Self::Subgroup => "attention.subgroup",
             Self::Tiled => "attention.tiled",
             Self::Scores => "attention.scores",
+            Self::BlockSums => "attention.block_sums",
+        }
+    }
+
+    /// What comes out of it, in words.
+    const fn gives(self) -> &'static str {
+        match self {
+            Self::Subgroup | Self::Tiled => "an output",
+            Self::Scores => "scores",
+            Self::BlockSums => "sums over blocks",
         }
     }
 
@@ -79,19 +92,20 @@ impl Variant {
                 caps.storage_buffers
             ));
         }
-        let makes_scores = matches!(attention.output, Output::Scores(_));
-        if makes_scores != (self == Self::Scores) {
-            return refuse(if makes_scores {
-                "it gives an output, not scores".into()
-            } else {
-                "it gives scores, not an output".into()
-            });
+        let (gives, wanted) = (self.gives(), output_name(&attention.output));
+        if gives != wanted {
+            return refuse(format!("it gives {gives}, not {wanted}"));
         }
-        let tiles = match self {
-            Self::Scores if caps.workgroup_invocations >= SCORES_THREADS => return Ok(None),
-            Self::Scores => None,
-            Self::Tiled => tiles::tiled(caps, attention),
-            Self::Subgroup => match caps.subgroup {
+        let tiles = match (self, attention.output) {
+            (Self::Scores, _) if caps.workgroup_invocations >= SCORES_THREADS => return Ok(None),
+            (Self::BlockSums, Output::BlockSums { block_q, .. })
+                if caps.workgroup_invocations >= block_q =>
+            {
+                return Ok(None);
+            }
+            (Self::Scores | Self::BlockSums, _) => None,
+            (Self::Tiled, _) => tiles::tiled(caps, attention),
+            (Self::Subgroup, _) => match caps.subgroup {
                 Some((smallest, _)) if smallest >= 4 => tiles::subgroup(caps, attention, smallest),
                 Some((smallest, _)) => {
                     return refuse(format!(
@@ -173,7 +187,16 @@ impl Variant {
                 fragments.extend(keys_fragments(&attention.keys, tiles));
                 fragments.push(fragment!(super "attention/forward.wgsl"));
             }
-            None => header = header.size("THREADS", SCORES_THREADS),
+            None => match attention.output {
+                Output::BlockSums { block_q, block_k } => {
+                    header = header
+                        .size("THREADS", block_q)
+                        .size("BLOCK_K", block_k)
+                        .size("HEAD_VECS", attention.shape.head_dim.div_ceil(4));
+                    fragments.push(fragment!(super "attention/walk.wgsl"));
+                }
+                _ => header = header.size("THREADS", SCORES_THREADS),
+            },
         }
         fragments.push(match self {
             Self::Subgroup => {
@@ -182,8 +205,17 @@ impl Variant {
             }
             Self::Tiled => fragment!(super "attention/tiled.wgsl"),
             Self::Scores => fragment!(super "attention/scores.wgsl"),
+            Self::BlockSums => fragment!(super "attention/block_sums.wgsl"),
         });
         Source::compose(self.label(), target, &header, &fragments, BINDINGS)
+    }
+}
+
+const fn output_name(output: &Output) -> &'static str {
+    match output {
+        Output::Attention { .. } => "an output",
+        Output::Scores(_) => "scores",
+        Output::BlockSums { .. } => "sums over blocks",
     }
 }
 

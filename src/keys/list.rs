@@ -86,6 +86,8 @@ impl KeyList {
         arrays: &Arrays<'_>,
         (block_q, block_k): (u32, u32),
     ) -> Result<Self, Error> {
+        let attention = &attention.clone().with_keys(Keys::Dense);
+        let arrays = &Arrays { list_offsets: None, list_entries: None, ..*arrays };
         let masks = MaskRows::new(attention, arrays)?;
         let dense = arrays.dense_mask.map(|(_, broadcast)| broadcast);
         let per_head = dense.is_some_and(|broadcast| broadcast.per_head);
@@ -110,6 +112,14 @@ impl KeyList {
             }
         }
         list.checked(shape)
+    }
+
+    /// The entries of a row.
+    pub(super) fn row(&self, row: usize) -> &[u32] {
+        match self.offsets.get(row..row + 2) {
+            Some(&[start, end]) => &self.entries[start as usize..end as usize],
+            _ => &[],
+        }
     }
 
     /// Adds a row of entries.
