@@ -29,6 +29,19 @@ pub struct KeyList {
 }
 
 impl KeyList {
+    /// A list in the form in which plans take it.
+    ///
+    /// # Errors
+    /// As those of binding such a list; [`Keys::Dense`].
+    pub fn new(
+        keys: Keys,
+        shape: &Shape,
+        offsets: Vec<u32>,
+        entries: Vec<u32>,
+    ) -> Result<Self, Error> {
+        Self { keys, offsets, entries }.checked(shape)
+    }
+
     /// A list of the given rows, in the order `[batch | 1, heads | 1, ⌈query_len / block_q⌉]`.
     ///
     /// # Errors

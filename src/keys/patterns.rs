@@ -164,7 +164,7 @@ impl Pattern {
     }
 
     /// The mask that says the same, if there is one.
-    fn words(&self) -> Option<Mask> {
+    pub fn words(&self) -> Option<Mask> {
         let word = |part: &Part| match *part {
             Part::Sink(n) => Some(Mask::sink(n)),
             Part::Window(left) => Some(Mask::window(Some(left), Some(0))),

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::ArgGroup;
 use serde::Serialize;
 use wgpu_attention::attention::reference::Reference;
-use wgpu_attention::{Attention, DType, Stage, Variant};
+use wgpu_attention::{Attention, Context, DType, Keys, Stage, Variant};
 
 use crate::check::{Check, check};
 use crate::compute::{self, Results};
@@ -22,7 +22,9 @@ use crate::{bad_input, device, print};
 /// Tensors: q [B, Hq, Nq, dk], k [B, Hk, Nk, dk] and v [B, Hv, Nk, dv] in f32, f16 or bf16;
 /// applied when present: alibi_slopes [Hq], key_bias [B|1, Hq|1, Nk], bias [B|1, Hq|1, Nq, Nk],
 /// query_offset [B]; for masks: mask [B|1, Hq|1, Nq, Nk], cu_seqlens_q and cu_seqlens_k [docs+1],
-/// key_lengths [B], roles_q [Nq], roles_k [Nk], role_table [R, R], tree_bits [Nq] or [Nq, 2].
+/// key_lengths [B], roles_q [Nq], roles_k [Nk], role_table [R, R], tree_bits [Nq] or [Nq, 2]; for
+/// lists of keys: block_mask [B|1, Hq|1, ⌈Nq/block⌉, ⌈Nk/block⌉], block_offsets [rows+1] and
+/// block_entries, or key_index_offsets [rows+1] and key_indices, rows being (B|1)(Hq|Hk|1)⌈Nq/block⌉.
 /// With --check, out [B, Hq, Nq, dv] is compared with the result.
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("results")
@@ -70,6 +72,8 @@ struct Report {
     key: [u32; 4],
     value: [u32; 4],
     mask: String,
+    /// The list of keys, in words.
+    keys: String,
     /// Wall-clock time with compilation and transfers.
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
@@ -83,7 +87,19 @@ struct Report {
 
 pub fn run(args: &Args) -> Result<()> {
     let file = File::read(&args.input)?;
-    let problem = Problem::load(&file.tensors(&args.prefix)?, &args.options)?;
+    let mut problem = Problem::load(&file.tensors(&args.prefix)?, &args.options)?;
+    let on_host = args.adapter.as_deref() == Some("reference");
+    let context = match problem.wants_oracle() {
+        true if on_host => {
+            return Err(bad_input("--pattern: expected a device for the oracle, got `reference`"));
+        }
+        true => Some(device::open(args.adapter.as_deref())?),
+        false => None,
+    };
+    if let Some(context) = &context {
+        problem.ask_oracle(context)?;
+    }
+    let problem = problem;
     let decoded = problem.decode()?;
     let inputs = decoded.host_inputs(problem.arrays());
     // This checks the side arrays too, before a device is opened.
@@ -97,7 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
 
     let mut report = Report::new(&problem);
-    if let Some(results) = args.compute(&problem, &reference, &mut report)? {
+    if let Some(results) = args.compute(context, &problem, &reference, &mut report)? {
         if args.check {
             report.check = Some(check(&reference, &problem, &results, args.scores)?);
         }
@@ -117,6 +133,7 @@ impl Args {
     /// Computes what is asked for; nothing when that is the kernel's source alone.
     fn compute(
         &self,
+        context: Option<Context>,
         problem: &Problem<'_>,
         reference: &Reference<'_>,
         report: &mut Report,
@@ -132,7 +149,10 @@ impl Args {
             report.adapter = "reference (CPU, f64)".into();
             compute::on_host(reference, &problem.attention, self.scores)?
         } else {
-            let context = device::open(self.adapter.as_deref())?;
+            let context = match context {
+                Some(context) => context,
+                None => device::open(self.adapter.as_deref())?,
+            };
             let plan = compute::plan(&context, &problem.attention, self.variant)?;
             report.adapter = context.caps().adapter.clone();
             report.variant = Some(plan.variant().label());
@@ -187,6 +207,11 @@ impl Report {
             key: shape.key(),
             value: shape.value(),
             mask: attention.mask.to_string(),
+            keys: match attention.keys {
+                Keys::Blocks { block_q, block_k, .. } => format!("blocks of {block_q} x {block_k}"),
+                Keys::Indices { block_q, .. } => format!("indices for {block_q} queries"),
+                _ => "dense".into(),
+            },
             seconds: None,
             check: None,
             output: None,
@@ -212,8 +237,11 @@ impl fmt::Display for Report {
         if let Some(variant) = self.variant {
             writeln!(f, "kernel   {variant}")?;
         }
-        let Self { query, key, value, dtype, mask, .. } = self;
+        let Self { query, key, value, dtype, mask, keys, .. } = self;
         write!(f, "tensors  q {query:?}, k {key:?}, v {value:?} in {dtype}; mask {mask}")?;
+        if keys != "dense" {
+            write!(f, "; keys {keys}")?;
+        }
         if let Some(seconds) = self.seconds {
             write!(f, "\ntime     {seconds:.2} s with compilation and transfers")?;
         }
