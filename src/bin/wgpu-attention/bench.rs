@@ -15,7 +15,7 @@ use crate::problem::ActivationName;
 use crate::{device, print};
 
 mod attention;
-mod timing;
+pub mod timing;
 
 /// Times the kernels over a sweep of lengths, after checking their results
 #[derive(clap::Args)]

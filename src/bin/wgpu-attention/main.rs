@@ -19,6 +19,7 @@ mod input;
 mod keys;
 mod output;
 mod problem;
+mod quality;
 mod run;
 mod side;
 
@@ -35,6 +36,7 @@ enum Command {
     Info(info::Args),
     Run(run::Args),
     Bench(bench::Args),
+    Quality(quality::Args),
 }
 
 /// Input that the program cannot use, as a sentence.
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Info(args) => info::info(&args),
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Quality(args) => quality::quality(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

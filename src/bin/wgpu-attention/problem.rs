@@ -188,6 +188,22 @@ impl Decoded {
 }
 
 impl Options {
+    /// Dense causal softmax attention.
+    pub fn causal() -> Self {
+        Self {
+            activation: ActivationName::Softmax,
+            sigmoid_bias: None,
+            mask: Mask::causal(),
+            align: None,
+            scale: None,
+            softcap: None,
+            keys: KeysName::Dense,
+            block: (64, 64),
+            pattern: None,
+            lse: false,
+        }
+    }
+
     /// The mask with the words that a pattern adds, for the arrays that they refer to.
     fn mask_and_pattern(&self) -> Mask {
         match &self.pattern {
