@@ -119,7 +119,7 @@ fn weights<R: Real>(
 
 /// The logarithm of the weight of part `part`, at `place`; `None` for an empty one.
 fn log_weight<R: Real>(parts: &HostParts<'_>, (part, place): (usize, usize)) -> Option<R> {
-    let filled = |x: f32| Some(x).filter(|&x| !(f64::from(x) <= EMPTY));
+    let filled = |x: f32| Some(x).filter(|&x| x.is_nan() || f64::from(x) > EMPTY);
     let own = filled(parts.lse[place])?;
     let logit = parts.logits.get(place).copied().filter(|logit| !logit.is_nan());
     let log = logit.map_or(Some(own), filled)?;
