@@ -289,7 +289,10 @@ impl Attention {
     ) -> Result<Plan, Error> {
         self.validate()?;
         variant.supports(context.caps(), self)?;
-        let fitted = tiles.fitted(context.caps(), &self.shape);
+        let fitted = match variant {
+            Variant::Coop => tiles.fitted_coop(context.caps(), &self.shape),
+            _ => tiles.fitted(context.caps(), &self.shape),
+        };
         let fitted =
             fitted.filter(|t| t.is_consistent(variant, context.caps())).ok_or_else(|| {
                 Error::config(
