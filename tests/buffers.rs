@@ -314,10 +314,10 @@ fn garbage_in_device_arrays_leads_nowhere() {
                 submit(context, |encoder| bound.encode(encoder));
                 let results = call.results(context);
                 let lse = results.lse.as_deref().unwrap_or_default();
-                assert!(
-                    results.out.iter().chain(lse).all(|x| x.is_finite()),
-                    "{variant}, {positions:?}, round {round}"
-                );
+                let finite = results.out.iter().all(|x| x.is_finite());
+                // −∞ is the LSE of a row without keys.
+                let below_infinity = lse.iter().all(|x| *x < f32::INFINITY);
+                assert!(finite && below_infinity, "{variant}, {positions:?}, round {round}");
             }
         }
     }
@@ -370,22 +370,18 @@ fn split_cases() -> Vec<Case> {
 #[test]
 fn tensors_beyond_the_binding_limit_are_cut() {
     let Some(context) = context() else { return };
-    let limited = limited_device();
+    let mut caps = context.caps().clone();
+    caps.storage_alignment = caps.storage_alignment.max(256);
+    caps.workgroups_per_dimension = 32;
+    caps.storage_binding = 1 << 16;
+    let mock = Context::with_caps(caps, context.device(), context.queue());
+    let splits = [limited_device(), mock];
     for case in split_cases() {
-        let mut caps = context.caps().clone();
-        caps.storage_alignment = caps.storage_alignment.max(256);
-        caps.workgroups_per_dimension = 32;
         for variant in variants(context, &case.attention) {
             let whole = case.run(context, variant).expect("runs");
             case.judge(&whole, variant.label());
-            let mut contexts = vec![limited.clone()];
-            for binding in [24 << 10, 1 << 16, 1 << 20] {
-                caps.storage_binding = binding;
-                let mock = Context::with_caps(caps.clone(), context.device(), context.queue());
-                contexts.push(mock);
-            }
-            for split in contexts {
-                let results = case.run(&split, variant).expect("runs in pieces");
+            for split in &splits {
+                let results = case.run(split, variant).expect("runs in pieces");
                 let name = || format!("{variant} at {} bytes", split.caps().storage_binding);
                 assert_eq!(results.out, whole.out, "{}: {:?}", name(), case.attention);
                 assert_eq!(results.lse, whole.lse, "{}: {:?}", name(), case.attention);
@@ -439,7 +435,7 @@ fn supports_is_planning() {
         mock(|caps| (caps.workgroup_invocations, caps.workgroup_memory) = (128, 16 << 10)),
         mock(|caps| (caps.subgroup, caps.workgroup_memory) = (None, 16 << 10)),
         mock(|caps| caps.workgroup_memory = 2 << 10),
-        mock(|caps| caps.workgroup_invocations = 63),
+        mock(|caps| caps.workgroup_invocations = 31),
         mock(|caps| caps.storage_buffers = 4),
         mock(|caps| caps.storage_binding = 1 << 20),
         mock(|caps| caps.subgroup = Some((2, 64))),
