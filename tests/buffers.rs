@@ -329,7 +329,7 @@ fn garbage(random: &mut Random, round: usize) -> Vec<u32> {
     let word = |_| match extremes.get(round) {
         Some(&extreme) => extreme,
         // Large ones and, every other time, some that are nearly right.
-        None if round % 2 == 0 => random.bits() as u32,
+        None if round.is_multiple_of(2) => random.bits() as u32,
         None => random.below(200).wrapping_sub(60),
     };
     (0..4096).map(word).collect()
