@@ -12,9 +12,9 @@ const PAIRS: u32 = CHUNK * CHUNK / THREADS;
 const KEY_SUMS: u32 = select(1u, CHUNK * STAGE_STRIDE, PER_KEY_DIM);
 
 var<workgroup> key_tile: array<vec4<f32>, CHUNK * STAGE_STRIDE>;
-// Sums of gates per key dimension: high parts and low parts.
-var<workgroup> high_tile: array<vec4<f32>, KEY_SUMS>;
-var<workgroup> low_tile: array<vec4<f32>, KEY_SUMS>;
+// Sums of gates per key dimension: whole numbers and fractions.
+var<workgroup> whole_tile: array<vec4<f32>, KEY_SUMS>;
+var<workgroup> part_tile: array<vec4<f32>, KEY_SUMS>;
 // A [CHUNK, CHUNK]
 var<workgroup> products: array<f32, CHUNK * CHUNK>;
 var<workgroup> beta_tile: array<f32, CHUNK>;
@@ -30,17 +30,17 @@ fn stage_keys(thread: u32, here: Place, first: u32) {
         }
         key_tile[at] = k;
         if (PER_KEY_DIM) {
-            var high = vec4(0.0);
-            var low = vec4(0.0);
+            var whole = vec4(0.0);
+            var part = vec4(0.0);
             if (vector < FEATURE_VECS) {
                 for (var e = 0u; e < 4u; e++) {
                     let sum = gate_sum(here, local, 4u * vector + e);
-                    high[e] = sum.x;
-                    low[e] = sum.y;
+                    whole[e] = sum.x;
+                    part[e] = sum.y;
                 }
             }
-            high_tile[at] = high;
-            low_tile[at] = low;
+            whole_tile[at] = whole;
+            part_tile[at] = part;
         }
     }
 }
@@ -58,9 +58,9 @@ fn multiply_keys(thread: u32, here: Place) {
             for (var vector = 0u; vector < KEY_VECS; vector++) {
                 var k = key_tile[to_row + vector];
                 if (PER_KEY_DIM) {
-                    let high = high_tile[to_row + vector] - high_tile[from_row + vector];
-                    let low = low_tile[to_row + vector] - low_tile[from_row + vector];
-                    k *= exp(min(high + low, vec4(0.0)));
+                    let whole = whole_tile[from_row + vector] - whole_tile[to_row + vector];
+                    let part = part_tile[from_row + vector] - part_tile[to_row + vector];
+                    k *= exp(min(whole + part, vec4(0.0)));
                 }
                 sums[pair] += dot(k, key_tile[from_row + vector]);
             }

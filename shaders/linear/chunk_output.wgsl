@@ -18,7 +18,7 @@ const STEP: u32 = 16u;
 // Rows of staged queries and keys are an odd number of vectors long: no bank conflicts.
 const STAGE_STRIDE: u32 = CHUNK_VECS | 1u;
 const KEY_AT: u32 = CHUNK * STAGE_STRIDE;
-// Sums of gates per key dimension: high parts, then low parts.
+// Sums of gates per key dimension: whole numbers, then fractions.
 const SUM_AT: u32 = 2u * CHUNK * STAGE_STRIDE;
 const STATE_AT: u32 = select(2u, 4u, PER_KEY_DIM) * CHUNK * STAGE_STRIDE;
 const VALUE_AT: u32 = CHUNK * STEP / 4u;
@@ -57,18 +57,18 @@ fn stage_tokens(thread: u32, here: Place, head: u32, first: u32, vectors: u32, p
         stage[query_at] = q;
         stage[key_at] = k;
         if (PER_KEY_DIM) {
-            var high = vec4(0.0);
-            var low = vec4(0.0);
+            var whole = vec4(0.0);
+            var part = vec4(0.0);
             if (vector < vectors) {
                 for (var e = 0u; e < 4u; e++) {
                     let sum = gate_sum(here, local, 4u * vector + e);
-                    high[e] = sum.x;
-                    low[e] = sum.y;
+                    whole[e] = sum.x;
+                    part[e] = sum.y;
                 }
             }
             // As keys are ordered, so that a thread's own lie apart.
-            stage[SUM_AT + slot * STAGE_STRIDE + i % CHUNK_VECS] = high;
-            stage[SUM_AT + KEY_AT + slot * STAGE_STRIDE + i % CHUNK_VECS] = low;
+            stage[SUM_AT + slot * STAGE_STRIDE + i % CHUNK_VECS] = whole;
+            stage[SUM_AT + KEY_AT + slot * STAGE_STRIDE + i % CHUNK_VECS] = part;
         }
     }
 }
@@ -147,15 +147,15 @@ fn answer(thread: u32, here: Place, head: u32, slice: u32) {
         workgroupBarrier();
         for (var vector = 0u; vector < CHUNK_VECS; vector++) {
             var keys: array<vec4<f32>, 4>;
-            var highs: array<vec4<f32>, 4>;
-            var lows: array<vec4<f32>, 4>;
+            var wholes: array<vec4<f32>, 4>;
+            var parts: array<vec4<f32>, 4>;
             if (FEATURE_MAP != TAYLOR2) {
                 for (var c = 0u; c < 4u; c++) {
                     let at = (c * THREADS_X + thread_x) * STAGE_STRIDE + vector;
                     keys[c] = stage[KEY_AT + at];
                     if (PER_KEY_DIM) {
-                        highs[c] = stage[SUM_AT + at];
-                        lows[c] = stage[SUM_AT + KEY_AT + at];
+                        wholes[c] = stage[SUM_AT + at];
+                        parts[c] = stage[SUM_AT + KEY_AT + at];
                     }
                 }
             }
@@ -163,13 +163,13 @@ fn answer(thread: u32, here: Place, head: u32, slice: u32) {
                 let local = r * THREADS_Y + thread_y;
                 var q = stage[local * STAGE_STRIDE + vector];
                 if (PER_KEY_DIM) {
-                    let high = stage[SUM_AT + sum_slot(local) + vector];
-                    let low = stage[SUM_AT + KEY_AT + sum_slot(local) + vector];
+                    let whole = stage[SUM_AT + sum_slot(local) + vector];
+                    let part = stage[SUM_AT + KEY_AT + sum_slot(local) + vector];
                     for (var c = 0u; c < 4u; c++) {
-                        let decay = exp(min((high - highs[c]) + (low - lows[c]), vec4(0.0)));
+                        let decay = exp(min((wholes[c] - whole) + (parts[c] - part), vec4(0.0)));
                         scores[4u * r + c] += dot(q * decay, keys[c]);
                     }
-                    q *= exp(high + low);
+                    q *= exp(-whole - part);
                 } else if (FEATURE_MAP != TAYLOR2) {
                     for (var c = 0u; c < 4u; c++) {
                         var score = scores[4u * r + c];
@@ -197,7 +197,7 @@ fn answer(thread: u32, here: Place, head: u32, slice: u32) {
         if (!PER_KEY_DIM) {
             var decay = exp(-slope * f32(local + 1u));
             if (GATED) {
-                decay = exp(sum_tile[local].x + sum_tile[local].y);
+                decay = exp(-sum_tile[local].x - sum_tile[local].y);
             }
             for (var vector = 0u; vector < OUT_VECS; vector++) {
                 acc[r * OUT_VECS + vector] *= decay;

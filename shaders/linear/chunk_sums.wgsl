@@ -1,6 +1,7 @@
-// linear.chunk_sums: adds up the gates from the start of each chunk. The differences of these sums
-// are the logarithms of all decays inside a chunk, so each is a pair of f32 whose sum is exact to
-// some 2^-46: a small difference of large sums must not lose its digits.
+// linear.chunk_sums: adds up the gates, as −gate, from the start of each chunk. The differences of
+// these sums are the logarithms of all decays inside a chunk, and a small difference of large sums
+// must not lose its digits: they are kept as a whole number and a fraction, added in fixed point.
+// (Compensated sums in floating point do not survive compilers that take sums for associative.)
 // An invocation owns one (head, chunk) and one column of gates.
 
 @group(0) @binding(1) var<storage, read> gate: array<u32>;
@@ -27,18 +28,23 @@ fn main(
     let start = params.gate.w + batch * params.gate.x + head * params.gate.y;
     let dim = select(0u, column, column < params.head_dim);
     let target_start = (head_and_batch * params.slot_capacity + slot) * CHUNK * GATES + column;
-    var sum = vec2(0.0);
+    var whole = 0.0;
+    var fraction = 0u;
+    var spoiled = 0.0;
     for (var i = 0u; i < CHUNK; i++) {
         if (i < chunk.count) {
             let at = start + (chunk.begin + i) * params.gate.z + dim;
-            let x = clamp_gate(element_of(gate[word_of(at, params.gate_dtype)], at, params.gate_dtype));
-            // Knuth's two-sum: `high + error` is exactly `sum.x + x`.
-            let high = sum.x + x;
-            let part = high - sum.x;
-            let error = (sum.x - (high - part)) + (x - part);
-            sum = vec2(high, sum.y + error);
+            let x = -clamp_gate(element_of(gate[word_of(at, params.gate_dtype)], at, params.gate_dtype));
+            if ((bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u) {
+                spoiled = x;
+            } else {
+                let below = floor(x);
+                let sum = fraction + u32((x - below) * 4294967296.0);
+                whole += below + select(0.0, 1.0, sum < fraction);
+                fraction = sum;
+            }
         }
         // Beyond the chunk's end nothing decays any more.
-        sums[target_start + i * GATES] = sum;
+        sums[target_start + i * GATES] = vec2(whole, f32(fraction) / 4294967296.0 + spoiled);
     }
 }

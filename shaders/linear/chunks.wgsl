@@ -28,7 +28,7 @@ fn entry_start(here: Place) -> u32 {
     return ((here.batch * params.heads + here.head) * params.slot_capacity + here.slot) * ENTRY_VECS;
 }
 
-// The sum of the gates of tokens 0 to `local` of the chunk, as a pair.
+// The sum of −gate over tokens 0 to `local` of the chunk: a whole number and a fraction.
 fn gate_sum(here: Place, local: u32, column: u32) -> vec2<f32> {
     let entry = (here.batch * params.heads + here.head) * params.slot_capacity + here.slot;
     let at = 2u * ((entry * CHUNK + local) * GATES + column);
@@ -37,7 +37,7 @@ fn gate_sum(here: Place, local: u32, column: u32) -> vec2<f32> {
 
 // What is left of token `from` when token `to` is answered (from ≤ to).
 fn decay_between(to_sum: vec2<f32>, from_sum: vec2<f32>) -> f32 {
-    return exp(min((to_sum.x - from_sum.x) + (to_sum.y - from_sum.y), 0.0));
+    return exp(min((from_sum.x - to_sum.x) + (from_sum.y - to_sum.y), 0.0));
 }
 
 // What is left of feature vector `vector` of token `local` at the end of the chunk.
@@ -64,12 +64,12 @@ fn decay_from_start(here: Place, slope: f32, local: u32, vector: u32) -> vec4<f3
     }
     if (!PER_KEY_DIM) {
         let sum = gate_sum(here, local, 0u);
-        return vec4(exp(sum.x + sum.y));
+        return vec4(exp(-sum.x - sum.y));
     }
     var decay: vec4<f32>;
     for (var i = 0u; i < 4u; i++) {
         let sum = gate_sum(here, local, 4u * vector + i);
-        decay[i] = exp(sum.x + sum.y);
+        decay[i] = exp(-sum.x - sum.y);
     }
     return decay;
 }

@@ -12,7 +12,7 @@ fn chunk_decay(head: u32, entry: u32, chunk: Chunk, row: u32) -> f32 {
         return exp(-slope_of(head) * f32(chunk.count));
     }
     let sum = sums[(entry * CHUNK + CHUNK - 1u) * GATES + select(0u, row, PER_KEY_DIM)];
-    return exp(sum.x + sum.y);
+    return exp(-sum.x - sum.y);
 }
 
 // Where the caller keeps a document's state, and how many of a vector's elements there are.

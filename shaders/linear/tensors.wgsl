@@ -6,7 +6,7 @@
 @group(0) @binding(4) var<storage, read_write> out: array<OutWord>;
 // The caller's state; in the chunked kernels what they keep of each chunk.
 @group(0) @binding(5) var<storage, read_write> state: array<StateWord>;
-// Gates; in the chunked kernels their sums from the start of each chunk, in pairs of f32.
+// Gates; in the chunked kernels their sums from the start of each chunk, a whole number and a fraction of f32 each.
 @group(0) @binding(6) var<storage, read> gate: array<u32>;
 // β for the delta rules, the denominators where there is a normaliser.
 @group(0) @binding(7) var<storage, read> token: array<u32>;
