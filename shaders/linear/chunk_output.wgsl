@@ -159,6 +159,14 @@ fn answer(thread: u32, here: Place, head: u32, slice: u32) {
                     }
                 }
             }
+            // [4, OUT_VECS]: the rows of the state that this vector of features multiplies
+            var rows: array<vec4<f32>, 4u * OUT_VECS>;
+            for (var e = 0u; e < 4u; e++) {
+                for (var out_vec = 0u; out_vec < OUT_VECS; out_vec++) {
+                    let at = STATE_AT + (4u * vector + e) * SLICE_STRIDE + out_vec * THREADS_X + thread_x;
+                    rows[e * OUT_VECS + out_vec] = stage[at];
+                }
+            }
             for (var r = 0u; r < ROWS; r++) {
                 let local = r * THREADS_Y + thread_y;
                 var q = stage[local * STAGE_STRIDE + vector];
@@ -181,12 +189,11 @@ fn answer(thread: u32, here: Place, head: u32, slice: u32) {
                     }
                 }
                 for (var out_vec = 0u; out_vec < OUT_VECS; out_vec++) {
-                    let at = STATE_AT + 4u * vector * SLICE_STRIDE + out_vec * THREADS_X + thread_x;
                     var sum = acc[r * OUT_VECS + out_vec];
-                    sum += q.x * stage[at];
-                    sum += q.y * stage[at + SLICE_STRIDE];
-                    sum += q.z * stage[at + 2u * SLICE_STRIDE];
-                    sum += q.w * stage[at + 3u * SLICE_STRIDE];
+                    sum += q.x * rows[out_vec];
+                    sum += q.y * rows[OUT_VECS + out_vec];
+                    sum += q.z * rows[2u * OUT_VECS + out_vec];
+                    sum += q.w * rows[3u * OUT_VECS + out_vec];
                     acc[r * OUT_VECS + out_vec] = sum;
                 }
             }

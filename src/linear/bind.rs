@@ -1,8 +1,8 @@
 //! Binding linear attention: views are checked, and the work cut into pieces by batch entries and
 //! heads, and the chunks of each piece into segments that fit the workspace.
 
+use super::check::check_arrays;
 use super::plan::{Compiled, LinearInputs, LinearOutputs, LinearPlan};
-use super::reference::check_arrays;
 use super::tiles::{Half, SMALL_THREADS};
 use super::variant::Kernel;
 use super::{Carry, LinearAttention, LinearVariant};
@@ -70,14 +70,14 @@ impl LinearPlan {
         let linear = &self.linear;
         let documents = check_arrays(linear, inputs.decay, inputs.starts)?;
         let tensors = Tensors::check(linear, inputs, outputs, documents)?;
-        let (mut packer, mut copies) = (Packer::default(), Vec::new());
+        let (mut packer, mut copies) = (Packer::new(&self.context), Vec::new());
         let layout = PackedLayout {
             starts: packer.push(inputs.starts),
             decay: packer.push(inputs.decay),
             ..PackedLayout::default()
         };
         let metadata = packer.finish(&self.context, "metadata", &mut copies)?;
-        let side = Packer::default().finish(&self.context, "side", &mut copies)?;
+        let side = Packer::new(&self.context).finish(&self.context, "side", &mut copies)?;
         let packed = Packed { metadata, layout, documents };
 
         let mut steps = Vec::new();

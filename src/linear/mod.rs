@@ -2,12 +2,14 @@
 //! with its square. Lightning attention, its gated and its delta-rule relatives.
 
 mod bind;
+mod check;
 mod plan;
 pub mod reference;
 pub mod slopes;
 mod tiles;
 mod variant;
 
+pub use check::check_gates;
 pub use plan::{LinearInputs, LinearOutputs, LinearPlan};
 pub use variant::LinearVariant;
 

@@ -3,8 +3,8 @@
 use super::tiles::{Half, Tiles};
 use super::variant::Kernel;
 use super::{LinearAttention, LinearVariant};
-use crate::shader::{Source, Target};
-use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan, workspace};
+use crate::shader::{Header, Source, Target};
+use crate::{Alignment, Array, Bound, Caps, Context, DType, Error, View, plan, workspace};
 
 /// The tensors that a call of linear attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -145,26 +145,70 @@ impl LinearAttention {
         self.compile(context, variant).await
     }
 
+    /// The shaders that a plan on a device of `caps` compiles, in the order in which they run,
+    /// without such a device at hand.
+    ///
+    /// # Errors
+    /// As those of [`plan_with`](Self::plan_with), but for the device's own.
+    pub fn compose(
+        &self,
+        caps: &Caps,
+        variant: LinearVariant,
+        target: Target,
+    ) -> Result<Vec<Source>, Error> {
+        self.validate()?;
+        variant.supports(caps, self)?;
+        let halves = self.halves().flat_map(|half| self.sources(caps, variant, half, target).1);
+        let sources = halves.map(|(_, source)| source);
+        Ok(sources.chain(self.narrow_source(target)).collect())
+    }
+
+    /// The halves of the call: the denominators first, where there is a normaliser.
+    fn halves(&self) -> impl Iterator<Item = Half> {
+        self.normalize.map(|_| Half::Ones).into_iter().chain([Half::Values])
+    }
+
+    /// The kernels of one half, in the order in which they run.
+    fn sources(
+        &self,
+        caps: &Caps,
+        variant: LinearVariant,
+        half: Half,
+        target: Target,
+    ) -> (Tiles, Vec<(Kernel, Source)>) {
+        let (tiles, _) = Tiles::new(caps, self, half);
+        let compose = |kernel: Kernel| {
+            let header = Header::default().unrolled(!caps.is_cpu);
+            (kernel, kernel.source(self, half, &tiles, (header, target)))
+        };
+        (tiles, variant.kernels(self).into_iter().map(compose).collect())
+    }
+
+    /// Rounds the f32 workspace to a 16-bit output whose words the kernels cannot write whole.
+    fn narrow_source(&self, target: Target) -> Option<Source> {
+        let needed = self.alignment() == Alignment::Any && self.dtype != DType::F32;
+        needed.then(|| workspace::narrow_source(self.dtype, target))
+    }
+
     async fn compile(
         &self,
         context: &Context,
         variant: LinearVariant,
     ) -> Result<LinearPlan, Error> {
+        let target = Target::current();
         let mut halves = Vec::new();
-        for half in self.normalize.map(|_| Half::Ones).into_iter().chain([Half::Values]) {
-            let (tiles, _) = Tiles::new(context.caps(), self, half);
+        for half in self.halves() {
+            let (tiles, sources) = self.sources(context.caps(), variant, half, target);
             let mut kernels = Vec::new();
-            for kernel in variant.kernels(self) {
-                let source = kernel.source(self, half, &tiles, Target::current());
+            for (kernel, source) in sources {
                 let pipeline = context.pipeline(&source).await?;
                 kernels.push((kernel, source, pipeline));
             }
             halves.push(Compiled { half, tiles, kernels });
         }
-        let narrow = if self.alignment() == Alignment::Any && self.dtype != DType::F32 {
-            Some(context.pipeline(&workspace::narrow_source(self.dtype)).await?)
-        } else {
-            None
+        let narrow = match self.narrow_source(target) {
+            Some(narrow) => Some(context.pipeline(&narrow).await?),
+            None => None,
         };
         Ok(LinearPlan { context: context.clone(), linear: *self, variant, halves, narrow })
     }

@@ -80,6 +80,9 @@ impl LinearVariant {
     /// `Ok` exactly when planning `linear` with this variant on such a device succeeds.
     pub fn supports(self, caps: &Caps, linear: &LinearAttention) -> Result<(), Unsupported> {
         let refuse = |reason: String| Err(Unsupported::new(self.label(), reason));
+        if let Err(error) = linear.validate() {
+            return refuse(error.to_string());
+        }
         if caps.storage_buffers < STORAGE_BUFFERS {
             return refuse(format!(
                 "it binds {STORAGE_BUFFERS} storage buffers and the device's maxStorageBuffersPerShaderStage is {}",
@@ -195,10 +198,10 @@ impl Kernel {
         linear: &LinearAttention,
         half: Half,
         tiles: &Tiles,
-        target: Target,
+        (header, target): (Header, Target),
     ) -> Source {
         let rule = linear.rule;
-        let mut header = Header::default()
+        let mut header = header
             .switch("GATED", rule.is_gated())
             .switch("PER_KEY_DIM", rule.is_per_key_dim())
             .switch("DELTA", rule.is_delta())
