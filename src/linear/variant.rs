@@ -118,8 +118,12 @@ impl LinearVariant {
         Ok(())
     }
 
-    /// The variant for a configuration: the recurrence for few tokens, chunks for many.
-    pub(super) fn choose(caps: &Caps, linear: &LinearAttention) -> Result<Self, Error> {
+    /// The variant that [`LinearAttention::plan`] takes: the recurrence for few tokens, chunks for
+    /// many; logs who was refused and why.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reasons of all, where none can.
+    pub fn choose(caps: &Caps, linear: &LinearAttention) -> Result<Self, Error> {
         let preferred = if linear.shape.key_len <= RECURRENT_TOKENS {
             [Self::Recurrent, Self::Chunked]
         } else {

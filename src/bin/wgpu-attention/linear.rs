@@ -1,29 +1,26 @@
 //! `wgpu-attention run --op linear`: linear attention over the tensors of a file.
 
-use std::fmt;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 use pollster::block_on;
-use serde::Serialize;
 use wgpu_attention::linear::reference::{HostInputs, Reference, Results};
 use wgpu_attention::linear::{check_gates, slopes};
 use wgpu_attention::{
-    Array, Carry, DType, FeatureMap, LinearAttention, LinearInputs, LinearOutputs, LinearPlan,
-    LinearVariant, Rule, Shape,
+    Array, Carry, Context, DType, FeatureMap, LinearAttention, LinearInputs, LinearOutputs,
+    LinearPlan, LinearVariant, Rule,
 };
 
+use crate::bad_input;
 use crate::check::{Check, Finding};
-use crate::device::{self, DeviceTensor};
+use crate::device::DeviceTensor;
 use crate::input::{Size, Tensor, Tensors};
 use crate::output::Named;
-use crate::problem::shape_of;
-use crate::{bad_input, compute};
+use crate::problem::{dtype_of, shape_of};
 
 /// The options of linear attention.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Options of --op linear")]
-pub struct Options {
+pub struct LinearOptions {
     /// How a token changes the state [default: decay]
     #[arg(long, value_enum)]
     rule: Option<RuleName>,
@@ -61,6 +58,18 @@ pub enum FeatureMapName {
     Taylor2,
 }
 
+impl RuleName {
+    /// The rule, with a gate for each key dimension or for each token.
+    pub const fn rule(self, per_key_dim: bool) -> Rule {
+        match self {
+            Self::Decay => Rule::Decay,
+            Self::Gated => Rule::Gated { per_key_dim },
+            Self::Delta => Rule::Delta,
+            Self::GatedDelta => Rule::GatedDelta { per_key_dim },
+        }
+    }
+}
+
 impl From<FeatureMapName> for FeatureMap {
     fn from(name: FeatureMapName) -> Self {
         match name {
@@ -80,7 +89,7 @@ struct Slopes {
     layers: u32,
 }
 
-impl Options {
+impl LinearOptions {
     /// The first option that was given, for those who expected none.
     pub fn given(&self) -> Option<&'static str> {
         let given = [
@@ -128,26 +137,25 @@ pub struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     /// Reads and checks everything that the configuration refers to.
-    pub fn load(tensors: &Tensors<'a>, options: &Options, scale: Option<f32>) -> Result<Self> {
+    pub fn load(
+        tensors: &Tensors<'a>,
+        options: &LinearOptions,
+        scale: Option<f32>,
+    ) -> Result<Self> {
         let query = tensors.require("q", "as [B, Hq, N, dk]")?;
         let key = tensors.require("k", "as [B, Hkv, N, dk]")?;
         let value = tensors.require("v", "as [B, Hkv, N, dv]")?;
         let shape = shape_of(&query, &key, &value)?;
-        let mut linear = LinearAttention::new(shape, query.dtype()?)
+        let mut linear = LinearAttention::new(shape, dtype_of(&query, [&key, &value])?)
             .with_scale(scale.unwrap_or(1.0))
             .with_feature_map(options.feature_map.map_or(FeatureMap::Identity, Into::into));
         linear.chunk = options.chunk;
         linear.normalize = options.normalize.then_some(options.epsilon.unwrap_or(1e-6));
-        let gate = tensors.get("gate").filter(|_| {
-            matches!(options.rule, Some(RuleName::Gated | RuleName::GatedDelta))
-        });
+        let gate = tensors
+            .get("gate")
+            .filter(|_| matches!(options.rule, Some(RuleName::Gated | RuleName::GatedDelta)));
         let per_key_dim = gate.as_ref().is_some_and(|gate| gate.rank() == 4);
-        linear.rule = match options.rule {
-            None | Some(RuleName::Decay) => Rule::Decay,
-            Some(RuleName::Gated) => Rule::Gated { per_key_dim },
-            Some(RuleName::Delta) => Rule::Delta,
-            Some(RuleName::GatedDelta) => Rule::GatedDelta { per_key_dim },
-        };
+        linear.rule = options.rule.unwrap_or(RuleName::Decay).rule(per_key_dim);
         let starts = match tensors.get("cu_seqlens") {
             Some(starts) => {
                 starts.shape("[docs + 1]", [Size::Any])?;
@@ -221,7 +229,7 @@ impl<'a> Problem<'a> {
 fn decay(
     tensors: &Tensors<'_>,
     linear: &LinearAttention,
-    options: &Options,
+    options: &LinearOptions,
 ) -> Result<Option<Vec<f32>>> {
     let heads = linear.shape.key_heads;
     match (tensors.get("decay").filter(|_| linear.rule == Rule::Decay), options.slopes) {
@@ -320,22 +328,18 @@ pub fn on_host(problem: &Problem<'_>) -> Result<Given> {
 
 /// Plans for a device, with the variant that is asked for.
 pub fn plan(
-    context: &wgpu_attention::Context,
+    context: &Context,
     linear: &LinearAttention,
-    variant: Option<&str>,
+    variant: Option<LinearVariant>,
 ) -> Result<LinearPlan> {
     Ok(match variant {
-        Some(name) => block_on(linear.plan_with(context, name.parse::<LinearVariant>()?))?,
+        Some(variant) => block_on(linear.plan_with(context, variant))?,
         None => block_on(linear.plan(context))?,
     })
 }
 
 /// Computes on a device.
-pub fn on_device(
-    context: &wgpu_attention::Context,
-    problem: &Problem<'_>,
-    plan: &LinearPlan,
-) -> Result<Given> {
+pub fn on_device(context: &Context, problem: &Problem<'_>, plan: &LinearPlan) -> Result<Given> {
     let linear = &problem.linear;
     let (shape, dtype) = (&linear.shape, linear.dtype);
     let input = |tensor: &Tensor<'_>, shape| -> Result<_> {
@@ -381,7 +385,8 @@ pub fn check(problem: &Problem<'_>, given: &Given) -> Result<Check> {
     tensors.extend(found.state.map(|found| Finding::new("state", "reference", found)));
     tensors.extend(found.normalizer.map(|found| Finding::new("normalizer", "reference", found)));
     if let Some(file) = &problem.out {
-        tensors.push(Finding::against_file(file, &given.out, problem.linear.dtype, found.out)?);
+        let numbers = (&given.out[..], &file.floats()?[..]);
+        tensors.push(Finding::against_file(file, numbers, problem.linear.dtype, found.out));
     }
     let rows: u64 = problem.linear.shape.lse().into_iter().map(u64::from).product();
     Ok(Check { rows: rows as usize, of: rows, ok: tensors.iter().all(|t| t.ok), tensors })
