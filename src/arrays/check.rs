@@ -148,7 +148,7 @@ fn sized<'a, const N: usize>(
 }
 
 /// Checks that an array on the device can be copied from its buffer.
-fn check_device(name: &str, array: Array<'_>) -> Result<(), Error> {
+pub(crate) fn check_device(name: &str, array: Array<'_>) -> Result<(), Error> {
     let Array::Device { buffer, offset, len } = array else { return Ok(()) };
     if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
         let got = format!("usages {:?}", buffer.usage());

@@ -97,9 +97,9 @@ impl Tiles {
         if !possible || self.threads() > caps.workgroup_invocations {
             return None;
         }
-        self.value_vecs = compiled_dim(caps, shape.value_dim) / 4;
+        self.value_vecs = caps.compiled_dim(shape.value_dim) / 4;
         self.value_keys = 4;
-        let whole = compiled_dim(caps, shape.head_dim) / 4;
+        let whole = caps.compiled_dim(shape.head_dim) / 4;
         // Pieces of the head dimension are a quarter of a cache line or more.
         let padded = whole.next_multiple_of(4);
         let choices = std::iter::once((whole, whole)).chain(
@@ -118,17 +118,6 @@ impl Tiles {
         }
         Some(tiles)
     }
-}
-
-/// The dimension a kernel is compiled for: the true one, or on a CPU, whose shader compilers take
-/// seconds, the next of a few.
-fn compiled_dim(caps: &Caps, dim: u32) -> u32 {
-    let dim = dim.next_multiple_of(4);
-    if !caps.is_cpu {
-        return dim;
-    }
-    let buckets = [16, 32, 64, 96, 128, 192, 256];
-    buckets.into_iter().find(|&bucket| bucket >= dim).unwrap_or(dim)
 }
 
 /// Tiles of `attention.tiled`.
