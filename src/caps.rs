@@ -92,4 +92,15 @@ impl Caps {
             matrices: Vec::new(),
         }
     }
+
+    /// The dimension a kernel is compiled for: the true one as whole vectors of four, or on a CPU,
+    /// whose shader compilers take seconds, the next of a few.
+    pub(crate) fn compiled_dim(&self, dim: u32) -> u32 {
+        let dim = dim.next_multiple_of(4);
+        if !self.is_cpu {
+            return dim;
+        }
+        let buckets = [16, 32, 64, 96, 128, 192, 256];
+        buckets.into_iter().find(|&bucket| bucket >= dim).unwrap_or(dim)
+    }
 }

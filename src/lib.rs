@@ -59,6 +59,7 @@ pub mod attention;
 mod caps;
 mod context;
 pub mod error;
+pub mod linear;
 pub mod mask;
 pub mod params;
 mod plan;
@@ -75,6 +76,10 @@ pub use attention::{Activation, Attention, Output, Positions, Stage, Tiles, Vari
 pub use caps::Caps;
 pub use context::Context;
 pub use error::{Error, Unsupported};
+pub use linear::{
+    Carry, FeatureMap, LinearAttention, LinearInputs, LinearOutputs, LinearPlan, LinearVariant,
+    Rule,
+};
 pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
 pub use score::{Broadcast, Score};

@@ -117,16 +117,23 @@ impl Plan {
     /// an output in the buffer of an input; a limit that no splitting satisfies; a device out of
     /// memory.
     pub fn bind(&self, inputs: &Inputs<'_>, outputs: &Outputs<'_>) -> Result<Bound, Error> {
-        // Scopes catch what the checks cannot foresee: memory that has run out.
-        let device = self.context.device();
-        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let bound = self.bind_checked(inputs, outputs);
-        let errors = (ready(validation.pop()).flatten(), ready(memory.pop()).flatten());
-        match errors {
-            (Some(error), _) | (_, Some(error)) => bound.and(Err(error.into())),
-            (None, None) => bound,
-        }
+        scoped(&self.context, || self.bind_checked(inputs, outputs))
+    }
+}
+
+/// Binds within error scopes, which catch what the checks cannot foresee: memory that has run out.
+pub(crate) fn scoped(
+    context: &Context,
+    bind: impl FnOnce() -> Result<Bound, Error>,
+) -> Result<Bound, Error> {
+    let device = context.device();
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let bound = bind();
+    let errors = (ready(validation.pop()).flatten(), ready(memory.pop()).flatten());
+    match errors {
+        (Some(error), _) | (_, Some(error)) => bound.and(Err(error.into())),
+        (None, None) => bound,
     }
 }
 
@@ -195,6 +202,10 @@ pub struct PackedLayout {
     pub alibi_slopes: Option<u32>,
     /// [`Arrays::key_bias`], in the side buffer.
     pub key_bias: Option<u32>,
+    /// [`LinearInputs::starts`](crate::LinearInputs::starts), in the metadata.
+    pub starts: Option<u32>,
+    /// [`LinearInputs::decay`](crate::LinearInputs::decay), in the metadata, as bits.
+    pub decay: Option<u32>,
 }
 
 impl Bound {

@@ -30,6 +30,7 @@ impl Packed {
             dense_mask: metadata.push(arrays.dense_mask.map(|(array, _)| array)),
             alibi_slopes: side.push(arrays.alibi_slopes),
             key_bias: side.push(arrays.key_bias),
+            ..PackedLayout::default()
         };
         let mut copies = Vec::new();
         let documents = arrays.query_starts.map_or(0, |starts| starts.len() - 1) as u32;

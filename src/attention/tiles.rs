@@ -41,8 +41,14 @@ impl Tiles {
         self.threads_x * self.threads_y
     }
 
-    /// Bytes of workgroup memory; the arithmetic of `shaders/attention/forward.wgsl`.
-    pub fn workgroup_bytes(&self) -> u32 {
+    /// Bytes of workgroup memory that `variant` needs: the arithmetic of
+    /// `shaders/attention/forward.wgsl` or `coop.wgsl`.
+    pub fn workgroup_bytes(&self, variant: Variant) -> u32 {
+        if variant == Variant::Coop {
+            let scores = 16 * (self.block_k / 4 + 1) + 8 * (self.block_k / 4 + 2);
+            let staged = 8 * (self.head_vecs + 2 + self.value_vecs + 2);
+            return self.block_q * scores + self.block_k * staged + RESERVED_BYTES;
+        }
         let stride = self.chunk_vecs | 1;
         let key_at = self.block_q * stride;
         let value_at = if self.chunk_vecs == self.head_vecs { key_at } else { 0 };
@@ -107,10 +113,8 @@ impl Tiles {
         self.value_vecs = shape.value_dim.next_multiple_of(16) / 4;
         self.chunk_vecs = self.head_vecs;
         self.value_keys = self.block_k;
-        let tiles = 8 * self.block_k * (self.head_vecs + 2 + self.value_vecs + 2);
-        let rows = self.block_q * (16 * (self.block_k / 4 + 1) + 8 * (self.block_k / 4 + 2));
         let fits = self.threads() <= caps.workgroup_invocations
-            && tiles + rows + RESERVED_BYTES <= caps.workgroup_memory;
+            && self.workgroup_bytes(Variant::Coop) <= caps.workgroup_memory;
         fits.then_some(self)
     }
 
@@ -122,15 +126,15 @@ impl Tiles {
         if !possible || self.threads() > caps.workgroup_invocations {
             return None;
         }
-        self.value_vecs = compiled_dim(caps, shape.value_dim) / 4;
+        self.value_vecs = caps.compiled_dim(shape.value_dim) / 4;
         self.value_keys = 4;
-        let whole = compiled_dim(caps, shape.head_dim) / 4;
+        let whole = caps.compiled_dim(shape.head_dim) / 4;
         // Pieces of the head dimension are a quarter of a cache line or more.
         let padded = whole.next_multiple_of(4);
         let choices = std::iter::once((whole, whole)).chain(
             [16, 8, 4].into_iter().filter(|&c| padded.is_multiple_of(c)).map(|c| (padded, c)),
         );
-        let fits = |tiles: &Self| tiles.workgroup_bytes() <= caps.workgroup_memory;
+        let fits = |tiles: &Self| tiles.workgroup_bytes(Variant::Tiled) <= caps.workgroup_memory;
         let mut tiles = choices
             .map(|(head_vecs, chunk_vecs)| Self { head_vecs, chunk_vecs, ..self })
             .find(fits)?;
@@ -143,17 +147,6 @@ impl Tiles {
         }
         Some(tiles)
     }
-}
-
-/// The dimension a kernel is compiled for: the true one, or on a CPU, whose shader compilers take
-/// seconds, the next of a few.
-fn compiled_dim(caps: &Caps, dim: u32) -> u32 {
-    let dim = dim.next_multiple_of(4);
-    if !caps.is_cpu {
-        return dim;
-    }
-    let buckets = [16, 32, 64, 96, 128, 192, 256];
-    buckets.into_iter().find(|&bucket| bucket >= dim).unwrap_or(dim)
 }
 
 /// Tiles of `attention.coop`: `threads_y` subgroups of 32 lanes.

@@ -16,6 +16,7 @@ mod compute;
 mod device;
 mod info;
 mod input;
+mod linear;
 mod output;
 mod problem;
 mod run;
