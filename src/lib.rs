@@ -53,6 +53,10 @@
 //! configuration is [planned](Attention::plan) once, [bound](Plan::bind) to buffers, and
 //! [encoded](Bound::encode) any number of times. [`attention::reference`] is the f64 judge that
 //! every kernel is tested against.
+//!
+//! Beside it stands [`LinearAttention`], which carries a state instead of visiting keys: Lightning
+//! attention and its gated and delta-rule relatives, planned, bound and encoded in the same way,
+//! with [`linear::reference`] as judge.
 
 pub mod arrays;
 pub mod attention;

@@ -17,10 +17,13 @@ fn program(args: &[&str]) -> Output {
         .expect("the program runs")
 }
 
+/// A tensor's name and shape, and what makes its numbers of some between −1 and 1.
+type Drawn = (&'static str, &'static [usize], fn(f32) -> f32);
+
 /// A file with everything that any rule reads: two sequences of twenty tokens, four query heads
 /// over two, eight dimensions and four of values.
 fn file(folder: &Path) -> PathBuf {
-    let tensors: [(&str, &[usize], fn(f32) -> f32); 9] = [
+    let tensors: [Drawn; 9] = [
         ("q", &[2, 4, 20, 8], |x| x),
         ("k", &[2, 2, 20, 8], |x| 0.3 * x),
         ("v", &[2, 2, 20, 4], |x| x),

@@ -127,7 +127,6 @@ impl Case {
     }
 
     fn run(&self, context: &Context, variant: Option<LinearVariant>) -> Result<Given, Error> {
-        let _turn = common::turn();
         let (linear, shape) = (&self.linear, &self.linear.shape);
         let plan = pollster::block_on(async {
             match variant {
@@ -311,6 +310,26 @@ fn documents() {
         .with_documents()
         .with_carry(Carry::InOut);
     Case::with_starts(normalized, 3, Some(vec![0, 33, 70])).check(context);
+}
+
+/// A NaN spoils what follows it in its document and nothing of any other.
+#[test]
+fn non_finite_values_stay_in_their_document() {
+    let Some(context) = context() else { return };
+    for rule in [Rule::Decay, Rule::Gated { per_key_dim: false }, Rule::Delta] {
+        let shape = Shape::new(1, 1, 70, 16).with_value_dim(32);
+        let linear = LinearAttention::new(shape, DType::F32).with_rule(rule).with_documents();
+        let sound = Case::with_starts(linear, 6, Some(vec![0, 20, 45, 70]));
+        let mut spoiled = sound.clone();
+        spoiled.key[30 * 16 + 5] = f32::NAN;
+        for variant in LinearVariant::ALL {
+            let want = sound.run(context, Some(variant)).expect("runs").out;
+            let got = spoiled.run(context, Some(variant)).expect("runs").out;
+            assert_eq!(want[..20 * 32], got[..20 * 32], "{variant}: before the document");
+            assert_eq!(want[45 * 32..], got[45 * 32..], "{variant}: after the document");
+            assert!(got[30 * 32..45 * 32].iter().all(|x| x.is_nan()), "{variant}: in it");
+        }
+    }
 }
 
 /// No decay at all, and decay that leaves nothing.

@@ -2,7 +2,7 @@
 //! comparison of every supported variant with the f64 reference.
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
@@ -34,13 +34,6 @@ pub fn context() -> Option<&'static Context> {
         eprintln!("SKIPPED: there is no GPU adapter, not even a software one");
     }
     context.as_ref()
-}
-
-/// One test's turn on the device: wgpu 30 panics when one thread polls while another submits ("if
-/// the queue is empty, the current submission index should be at least ...").
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Gives a mock device the matrix units that `attention.coop` needs.
