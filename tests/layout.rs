@@ -1,6 +1,8 @@
 //! The uniform structs of src/params.rs against their WGSL twins, and the bindings that the pipeline
 //! layouts spell out against those the shaders declare.
 
+mod common;
+
 use std::mem::{offset_of, size_of};
 
 use wgpu_attention::params::{AttentionParams, LinearParams, NarrowParams};
@@ -91,6 +93,7 @@ fn wgsl_type(inner: &naga::TypeInner) -> &'static str {
 fn sources() -> Vec<(Source, naga::Module)> {
     let mut caps = Caps::portable();
     caps.subgroup = Some((32, 32));
+    common::add_matrices(&mut caps);
     let mut sources = Vec::new();
     for dtype in DType::ALL {
         for alignment in [Alignment::Vec4, Alignment::Any] {
@@ -100,7 +103,10 @@ fn sources() -> Vec<(Source, naga::Module)> {
             for variant in Variant::ALL {
                 let attention = if variant == Variant::Scores { &scores } else { &attention };
                 let composed = attention.compose(&caps, variant, Target::Native);
-                sources.extend(composed.expect("a valid configuration"));
+                // Matrix units take f16 tensors by fours only.
+                if variant != Variant::Coop || composed.is_ok() {
+                    sources.extend(composed.expect("a valid configuration"));
+                }
             }
             for rule in [Rule::Gated { per_key_dim: false }, Rule::Delta] {
                 let linear = LinearAttention::new(Shape::new(1, 1, 1, 64), dtype)

@@ -1,6 +1,8 @@
 //! Every kernel in every static configuration, composed without a GPU: validated by naga and
 //! translated to what Vulkan, Metal and DX12 take.
 
+mod common;
+
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
@@ -26,8 +28,13 @@ fn devices() -> [(&'static str, Caps); 4] {
         device("floor", 16 << 10, 256, None, false),
         device("floor with subgroups", 16 << 10, 256, Some((4, 128)), false),
         device("software", 32 << 10, 1024, Some((8, 8)), true),
-        device("large", 48 << 10, 1024, Some((32, 32)), false),
+        matrix_units(device("large", 48 << 10, 1024, Some((32, 32)), false)),
     ]
+}
+
+fn matrix_units((name, mut caps): (&'static str, Caps)) -> (&'static str, Caps) {
+    common::add_matrices(&mut caps);
+    (name, caps)
 }
 
 /// The facts about a configuration that its shader depends on beside dtype, alignment and dims.
@@ -92,7 +99,8 @@ impl Composed {
             caps: caps.clone(),
             tiles,
             native: compose(Target::Native),
-            web: compose(Target::Web),
+            // Browsers have no matrix units.
+            web: if variant == Variant::Coop { Vec::new() } else { compose(Target::Web) },
         })
     }
 }
@@ -168,13 +176,22 @@ fn validate(wgsl: &str, capabilities: Capabilities, name: &str) -> (naga::Module
     (module, info)
 }
 
-fn translate(module: &naga::Module, info: &ModuleInfo, name: &str) {
+/// `matrices` keeps HLSL out, whose writer has none.
+fn translate(module: &naga::Module, info: &ModuleInfo, matrices: bool, name: &str) {
     use naga::back::{hlsl, msl, spv};
-    let spirv = spv::Options { lang_version: (1, 3), ..Default::default() };
+    let spirv = spv::Options {
+        lang_version: (1, if matrices { 4 } else { 3 }),
+        capabilities: None,
+        ..Default::default()
+    };
     spv::write_vec(module, info, &spirv, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
-    let metal = msl::Options { lang_version: (2, 1), ..Default::default() };
+    let metal =
+        msl::Options { lang_version: if matrices { (2, 3) } else { (2, 1) }, ..Default::default() };
     msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+    if matrices {
+        return;
+    }
     let direct = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
     let mut text = String::new();
     hlsl::Writer::new(&mut text, &direct, &hlsl::PipelineOptions::default())
@@ -205,8 +222,15 @@ fn every_shader_compiles_for_every_platform() {
             // naga's name for unpack2x16float, which WebGPU has at its floor.
             let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             capabilities.set(Capabilities::SUBGROUP, kernel.variant == Variant::Subgroup);
+            let matrices = kernel.variant == Variant::Coop;
+            if matrices {
+                capabilities |= Capabilities::SUBGROUP
+                    | Capabilities::SUBGROUP_BARRIER
+                    | Capabilities::SHADER_FLOAT16
+                    | Capabilities::COOPERATIVE_MATRIX;
+            }
             let (module, info) = validate(source.wgsl(), capabilities, &kernel.name);
-            translate(&module, &info, &kernel.name);
+            translate(&module, &info, matrices, &kernel.name);
         }
     }
     eprintln!("{} distinct shaders", seen.len());
@@ -219,7 +243,7 @@ fn tiles_fit_the_device() {
     for kernel in composed() {
         let Some(tiles) = kernel.tiles else { continue };
         assert!(tiles.threads() <= kernel.caps.workgroup_invocations, "{}", kernel.name);
-        let claimed = tiles.workgroup_bytes();
+        let claimed = tiles.workgroup_bytes(kernel.variant);
         assert!(claimed <= kernel.caps.workgroup_memory, "{}: {claimed} bytes", kernel.name);
         if seen.insert((tiles, kernel.variant)) {
             let module = naga::front::wgsl::parse_str(kernel.native[0].wgsl()).expect("valid");
@@ -249,7 +273,7 @@ fn marked_loops_are_written_out_but_for_software() {
 /// refuses it. Nothing else differs.
 #[test]
 fn only_headers_differ_between_native_and_web() {
-    for kernel in composed() {
+    for kernel in composed().iter().filter(|kernel| kernel.variant != Variant::Coop) {
         assert_eq!(kernel.native.len(), kernel.web.len());
         for (native, web) in kernel.native.iter().zip(&kernel.web) {
             let expected = match native.label() == Variant::Subgroup.label() {
@@ -274,7 +298,7 @@ fn words(wgsl: &str) -> HashSet<&str> {
 /// 16-bit tensors are words of 32 bits: no dtype asks the device for anything.
 #[test]
 fn no_dtype_needs_a_feature() {
-    for kernel in composed() {
+    for kernel in composed().iter().filter(|kernel| kernel.variant != Variant::Coop) {
         for source in &kernel.native {
             let words = words(source.wgsl());
             for feature in ["enable", "requires", "f16", "i16", "u16"] {

@@ -13,7 +13,7 @@ pub use variant::Variant;
 
 use crate::plan::Plan;
 use crate::shader::{Source, Target};
-use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Mask, Score, Shape};
+use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Mask, Score, Shape, Unsupported};
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -289,7 +289,10 @@ impl Attention {
     ) -> Result<Plan, Error> {
         self.validate()?;
         variant.supports(context.caps(), self)?;
-        let fitted = tiles.fitted(context.caps(), &self.shape);
+        let fitted = match variant {
+            Variant::Coop => tiles.fitted_coop(context.caps(), &self.shape),
+            _ => tiles.fitted(context.caps(), &self.shape),
+        };
         let fitted =
             fitted.filter(|t| t.is_consistent(variant, context.caps())).ok_or_else(|| {
                 Error::config(
@@ -315,6 +318,9 @@ impl Attention {
     ) -> Result<Vec<Source>, Error> {
         self.validate()?;
         let tiles = variant.tiles(caps, self)?;
+        if variant == Variant::Coop && target == Target::Web {
+            return Err(Unsupported::new(variant.label(), "browsers have no matrix units").into());
+        }
         let source = variant.source(self, tiles.as_ref(), !caps.is_cpu, target);
         Ok(std::iter::once(source).chain(self.narrow_source(target)).collect())
     }

@@ -7,12 +7,14 @@ use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
 use crate::shader::{Binding, Header, Source, Target, fragment};
 use crate::workspace::dtype_fragment;
-use crate::{Alignment, Caps, Error, Unsupported};
+use crate::{Alignment, Caps, DType, Error, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Variant {
+    /// Matrix units: f16 tensors, f32 scores and sums; natively only.
+    Coop,
     /// Register tiles; a row is joined by shuffles within a subgroup of any size from 4 up.
     Subgroup,
     /// Register tiles on WebGPU's floor: 16 KiB of workgroup memory, no optional feature.
@@ -42,11 +44,12 @@ const BINDINGS: &[Binding] = &[
 
 impl Variant {
     /// All of them, in the order in which `plan` asks them.
-    pub const ALL: [Self; 3] = [Self::Subgroup, Self::Tiled, Self::Scores];
+    pub const ALL: [Self; 4] = [Self::Coop, Self::Subgroup, Self::Tiled, Self::Scores];
 
     /// The name on the command line and in files: `tiled`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Coop => "coop",
             Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
             Self::Scores => "scores",
@@ -56,6 +59,7 @@ impl Variant {
     /// The label of the kernel on the device: `attention.tiled`.
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Coop => "attention.coop",
             Self::Subgroup => "attention.subgroup",
             Self::Tiled => "attention.tiled",
             Self::Scores => "attention.scores",
@@ -90,6 +94,10 @@ impl Variant {
         let tiles = match self {
             Self::Scores if caps.workgroup_invocations >= SCORES_THREADS => return Ok(None),
             Self::Scores => None,
+            Self::Coop => match coop_lacks(caps, attention) {
+                Some(reason) => return refuse(reason.into()),
+                None => tiles::coop(caps, &attention.shape),
+            },
             Self::Tiled => tiles::tiled(caps, &attention.shape),
             Self::Subgroup => match caps.subgroup {
                 Some((smallest, _)) if smallest >= 4 => {
@@ -150,7 +158,11 @@ impl Variant {
             // One term or the most there may be: fewer kernels, and one term is the common case.
             .size("TERMS", if attention.mask.terms().len() > 1 { 4 } else { 1 });
         let mut fragments = vec![
-            dtype_fragment(attention.dtype),
+            if self == Self::Coop {
+                fragment!(super "common/f16_native.wgsl")
+            } else {
+                dtype_fragment(attention.dtype)
+            },
             match alignment {
                 Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "attention/load_any.wgsl"),
@@ -172,11 +184,18 @@ impl Variant {
                     .size("CHUNK_VECS", tiles.chunk_vecs)
                     .size("VALUE_KEYS", tiles.value_keys);
                 fragments.push(fragment!(super "attention/walk.wgsl"));
-                fragments.push(fragment!(super "attention/forward.wgsl"));
+                if self != Self::Coop {
+                    fragments.push(fragment!(super "attention/forward.wgsl"));
+                }
             }
             None => header = header.size("THREADS", SCORES_THREADS),
         }
         fragments.push(match self {
+            Self::Coop => {
+                // Matrices in arrays need constant indices whatever the device.
+                header = header.subgroups().matrices().unrolled(true);
+                fragment!(super "attention/coop.wgsl")
+            }
             Self::Subgroup => {
                 header = header.subgroups();
                 fragment!(super "attention/subgroup.wgsl")
@@ -185,6 +204,26 @@ impl Variant {
             Self::Scores => fragment!(super "attention/scores.wgsl"),
         });
         Source::compose(self.label(), target, &header, &fragments, BINDINGS)
+    }
+}
+
+/// What `attention.coop` misses on a device or in a configuration, if anything.
+fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let has_matrix = caps
+        .matrices
+        .iter()
+        .any(|m| (m.m_size, m.n_size, m.k_size, m.ab_type, m.cr_type) == (16, 16, 16, F16, F32));
+    if !has_matrix || !caps.shader_f16 {
+        Some("the device has no matrices of 16x16x16 with f16 products and f32 sums")
+    } else if caps.subgroup != Some((32, 32)) {
+        Some("it needs subgroups of 32")
+    } else if attention.dtype != DType::F16 {
+        Some("it takes f16 tensors")
+    } else if attention.alignment() != Alignment::Vec4 {
+        Some("it needs dims, offsets and strides that are multiples of 4")
+    } else {
+        None
     }
 }
 
