@@ -31,9 +31,14 @@ pub struct Caps {
     pub shader_f16: bool,
     /// Whether passes can be timed.
     pub timestamps: bool,
-    /// The cooperative-matrix configurations the adapter reports, when the device may use them.
+    /// The cooperative-matrix configurations the adapter reports, when the device may use them and
+    /// let a subgroup wait for itself.
     pub matrices: Vec<wgpu::CooperativeMatrixProperties>,
 }
+
+/// What a kernel on matrix units needs of the device.
+const MATRIX_FEATURES: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SUBGROUP_BARRIER);
 
 impl Caps {
     /// The facts about `device`, which was made by `adapter`.
@@ -60,7 +65,7 @@ impl Caps {
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             shader_f16: has(wgpu::Features::SHADER_F16),
             timestamps: has(wgpu::Features::TIMESTAMP_QUERY),
-            matrices: if has(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            matrices: if has(MATRIX_FEATURES) {
                 adapter.cooperative_matrix_properties()
             } else {
                 Vec::new()
@@ -86,5 +91,16 @@ impl Caps {
             timestamps: false,
             matrices: Vec::new(),
         }
+    }
+
+    /// The dimension a kernel is compiled for: the true one as whole vectors of four, or on a CPU,
+    /// whose shader compilers take seconds, the next of a few.
+    pub(crate) fn compiled_dim(&self, dim: u32) -> u32 {
+        let dim = dim.next_multiple_of(4);
+        if !self.is_cpu {
+            return dim;
+        }
+        let buckets = [16, 32, 64, 96, 128, 192, 256];
+        buckets.into_iter().find(|&bucket| bucket >= dim).unwrap_or(dim)
     }
 }

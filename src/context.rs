@@ -38,6 +38,8 @@ pub(crate) struct Absent {
 
 /// The features that make something faster or possible here; asked for when the adapter has them.
 const WANTED: wgpu::Features = wgpu::Features::SUBGROUP
+    .union(wgpu::Features::SUBGROUP_BARRIER)
+    .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
     .union(wgpu::Features::SHADER_F16)
     .union(wgpu::Features::TIMESTAMP_QUERY);
 
@@ -95,6 +97,9 @@ impl Context {
                 label: Some("wgpu-attention"),
                 required_features: adapter.features() & WANTED,
                 required_limits: adapter.limits(),
+                // SAFETY: the only experimental feature asked for is cooperative matrices, which
+                // `attention.coop` uses in the configurations that the adapter reports.
+                experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
                 ..Default::default()
             })
             .await

@@ -53,6 +53,10 @@
 //! configuration is [planned](Attention::plan) once, [bound](Plan::bind) to buffers, and
 //! [encoded](Bound::encode) any number of times. [`attention::reference`] is the f64 judge that
 //! every kernel is tested against.
+//!
+//! Beside it stands [`LinearAttention`], which carries a state instead of visiting keys: Lightning
+//! attention and its gated and delta-rule relatives, planned, bound and encoded in the same way,
+//! with [`linear::reference`] as judge.
 
 pub mod arrays;
 pub mod attention;
@@ -60,6 +64,7 @@ mod caps;
 mod context;
 pub mod error;
 pub mod keys;
+pub mod linear;
 pub mod mask;
 pub mod merge;
 pub mod params;
@@ -78,6 +83,10 @@ pub use caps::Caps;
 pub use context::Context;
 pub use error::{Error, Unsupported};
 pub use keys::{KeyList, KeyRow, KeyRows, Keys, ListHeads, Lists, Pattern};
+pub use linear::{
+    Carry, FeatureMap, LinearAttention, LinearInputs, LinearOutputs, LinearPlan, LinearVariant,
+    Rule,
+};
 pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use merge::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule};
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};

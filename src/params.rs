@@ -185,6 +185,78 @@ pub struct MergeParams {
     pub padding_2: u32,
 }
 
+/// Twin of `Params` in `shaders/linear/params.wgsl`: one piece of one call of linear attention, or one
+/// segment of its chunks.
+///
+/// Offsets and strides count elements: batch, heads and tokens (rows, for the state), then the offset
+/// from the start of the binding. Heads are key heads of the piece.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct LinearParams {
+    /// Strides and offset of the queries.
+    pub query: [u32; 4],
+    /// Strides and offset of the keys.
+    pub key: [u32; 4],
+    /// Strides and offset of the values.
+    pub value: [u32; 4],
+    /// Strides and offset of the output.
+    pub out: [u32; 4],
+    /// Strides and offset of the caller's state; its batch counts batch entries and documents.
+    pub state: [u32; 4],
+    /// Strides and offset of the gates.
+    pub gate: [u32; 4],
+    /// Strides and offset of β, or of the denominators (with query heads).
+    pub token: [u32; 4],
+    /// Batch entries.
+    pub batch: u32,
+    /// Key heads.
+    pub heads: u32,
+    /// Query heads that share a key head.
+    pub group: u32,
+    /// Tokens of a sequence.
+    pub len: u32,
+    /// Elements of a query or key.
+    pub head_dim: u32,
+    /// Features of a query or key.
+    pub features: u32,
+    /// Elements of a value.
+    pub value_dim: u32,
+    /// Workgroups of the dispatch that have work.
+    pub workgroups: u32,
+    /// The piece's first key head in the whole.
+    pub head_base: u32,
+    /// Documents of a sequence, 1 where there are none.
+    pub documents: u32,
+    /// Where the starts of documents lie in the metadata.
+    pub starts_at: u32,
+    /// Where the slopes lie in the metadata, or [`ABSENT`].
+    pub slopes_at: u32,
+    /// The gates' dtype: 0 f32, 1 f16, 2 bf16.
+    pub gate_dtype: u32,
+    /// The dtype of β or the denominators.
+    pub token_dtype: u32,
+    /// Whether sequences begin with the caller's state.
+    pub carries_in: u32,
+    /// Whether the caller's state is written.
+    pub carries_out: u32,
+    /// The factor of the outputs.
+    pub scale: f32,
+    /// Added to the denominators.
+    pub epsilon: f32,
+    /// Chunks of a whole sequence, empty ones among them.
+    pub slots: u32,
+    /// The segment's first chunk.
+    pub first_slot: u32,
+    /// Chunks of the segment.
+    pub segment_slots: u32,
+    /// Entries of the workspace for each key head: the largest segment's chunks and one more.
+    pub slot_capacity: u32,
+    /// Slices that the columns of the state are cut into.
+    pub slices: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding: u32,
+}
+
 /// Twin of `Params` in `shaders/common/narrow.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

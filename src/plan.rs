@@ -209,6 +209,10 @@ pub struct PackedLayout {
     pub key_bias: Option<u32>,
     /// [`MergeInputs::log_weights`](crate::MergeInputs::log_weights), in the side buffer.
     pub log_weights: Option<u32>,
+    /// [`LinearInputs::starts`](crate::LinearInputs::starts), in the metadata.
+    pub starts: Option<u32>,
+    /// [`LinearInputs::decay`](crate::LinearInputs::decay), in the metadata, as bits.
+    pub decay: Option<u32>,
 }
 
 impl Bound {

@@ -60,6 +60,7 @@ pub(crate) use fragment;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Header {
     subgroups: bool,
+    matrices: bool,
     unrolled: bool,
     constants: String,
 }
@@ -68,6 +69,12 @@ impl Header {
     /// Declares that the shader uses subgroup operations.
     pub fn subgroups(mut self) -> Self {
         self.subgroups = true;
+        self
+    }
+
+    /// Declares that the shader uses native f16 and cooperative matrices.
+    pub fn matrices(mut self) -> Self {
+        self.matrices = true;
         self
     }
 
@@ -114,6 +121,13 @@ impl Source {
         let mut head = String::new();
         if header.subgroups && target == Target::Web {
             head.push_str("enable subgroups;\n");
+        }
+        if header.matrices {
+            // Matrix operations stand under conditions that are uniform in a subgroup only.
+            head.push_str(
+                "enable f16;\nenable wgpu_cooperative_matrix;\n\
+                 diagnostic(off, derivative_uniformity);\n",
+            );
         }
         head.push_str(&header.constants);
         let texts = std::iter::once(head.as_str()).chain(fragments.iter().map(|f| f.text));

@@ -1,11 +1,14 @@
 //! The uniform structs of src/params.rs against their WGSL twins, and the bindings that the pipeline
 //! layouts spell out against those the shaders declare.
 
+mod common;
+
 use std::mem::{offset_of, size_of};
 
-use wgpu_attention::params::{AttentionParams, MergeParams, NarrowParams};
+use wgpu_attention::params::{AttentionParams, LinearParams, MergeParams, NarrowParams};
 use wgpu_attention::{
-    Alignment, Attention, Binding, Caps, DType, Merge, Shape, Source, Stage, Variant,
+    Alignment, Attention, Binding, Caps, DType, LinearAttention, LinearVariant, Merge, Rule, Shape,
+    Source, Stage, Variant,
 };
 use wgpu_attention::{Target, wgpu};
 
@@ -90,6 +93,7 @@ fn wgsl_type(inner: &naga::TypeInner) -> &'static str {
 fn sources() -> Vec<(Source, naga::Module)> {
     let mut caps = Caps::portable();
     caps.subgroup = Some((32, 32));
+    common::add_matrices(&mut caps);
     let mut sources = Vec::new();
     for dtype in DType::ALL {
         for alignment in [Alignment::Vec4, Alignment::Any] {
@@ -104,7 +108,19 @@ fn sources() -> Vec<(Source, naga::Module)> {
                     _ => &attention,
                 };
                 let composed = attention.compose(&caps, variant, Target::Native);
-                sources.extend(composed.expect("a valid configuration"));
+                // Matrix units take f16 tensors by fours only.
+                if variant != Variant::Coop || composed.is_ok() {
+                    sources.extend(composed.expect("a valid configuration"));
+                }
+            }
+            for rule in [Rule::Gated { per_key_dim: false }, Rule::Delta] {
+                let linear = LinearAttention::new(Shape::new(1, 1, 1, 64), dtype)
+                    .with_rule(rule)
+                    .with_alignment(alignment);
+                for variant in LinearVariant::ALL {
+                    let composed = linear.compose(&caps, variant, Target::Native);
+                    sources.extend(composed.expect("a valid configuration"));
+                }
             }
             let merge = Merge::new(2, [1, 1, 1, 64], dtype).with_alignment(alignment);
             sources.extend(merge.compose(Target::Native).expect("a valid configuration"));
@@ -132,12 +148,17 @@ fn parameters_are_where_the_shaders_look() {
     let merge = members!(MergeParams:
         parts lse weights out out_lse count batch heads len dim has_logits has_log_weights has_lse
         nan padding_0 padding_1 padding_2);
+    let linear = members!(LinearParams:
+        query key value out state gate token batch heads group len head_dim features value_dim
+        workgroups head_base documents starts_at slopes_at gate_dtype token_dtype carries_in
+        carries_out scale epsilon slots first_slot segment_slots slot_capacity slices padding);
     let narrow = members!(NarrowParams: sizes strides source offset end workgroups padding);
     let mut narrows = 0;
     for (source, module) in sources() {
         let (expected, size) = match source.label() {
             "common.narrow" => (&narrow, size_of::<NarrowParams>()),
             "merge.merge" => (&merge, size_of::<MergeParams>()),
+            label if label.starts_with("linear.") => (&linear, size_of::<LinearParams>()),
             _ => (&attention, size_of::<AttentionParams>()),
         };
         narrows += u32::from(source.label() == "common.narrow");

@@ -1,6 +1,8 @@
 //! Every kernel in every static configuration, composed without a GPU: validated by naga and
 //! translated to what Vulkan, Metal and DX12 take.
 
+mod common;
+
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
@@ -26,8 +28,13 @@ fn devices() -> [(&'static str, Caps); 4] {
         device("floor", 16 << 10, 256, None, false),
         device("floor with subgroups", 16 << 10, 256, Some((4, 128)), false),
         device("software", 32 << 10, 1024, Some((8, 8)), true),
-        device("large", 48 << 10, 1024, Some((32, 32)), false),
+        matrix_units(device("large", 48 << 10, 1024, Some((32, 32)), false)),
     ]
+}
+
+fn matrix_units((name, mut caps): (&'static str, Caps)) -> (&'static str, Caps) {
+    common::add_matrices(&mut caps);
+    (name, caps)
 }
 
 /// The facts about a configuration that its shader depends on beside dtype, alignment and dims.
@@ -93,17 +100,18 @@ impl Composed {
             caps: caps.clone(),
             tiles,
             native: compose(Target::Native),
-            web: compose(Target::Web),
+            // Browsers have no matrix units.
+            web: if variant == Variant::Coop { Vec::new() } else { compose(Target::Web) },
         })
     }
 }
 
-/// Every variant on:
-/// - the software device, whose texts are short: all switches, dtypes and alignments at one dim;
-/// - the large device: all switches and alignments, with the dtypes in turn;
-/// - these and the floor: lists of keys, with few switches but on the software device;
-/// - every device: all dims, as head dims and as value dims, in all alignments, with all switches
-///   off and with all switches on, with the dtypes in turn.
+/// Every variant
+/// - on the software device, whose texts are short: all switches, dtypes and alignments at one dim,
+///   and all dims, as head dims and as value dims, with all switches off and with all switches on;
+/// - on the others, whose loops are written out: all dims on each and all switches on the large one,
+///   with the other facts in turn;
+/// - lists of keys, in all block sizes: with all switches on the software device, with few on others.
 ///
 /// Dims enter the text as constants of the header, dtypes and alignments as fragments with one
 /// interface, so that their pairs with switches matter and their triples do not.
@@ -112,32 +120,42 @@ fn composed() -> &'static [Composed] {
     COMPOSED.get_or_init(|| {
         let [floor, with_subgroups, software, large] = devices();
         let mut composed = Vec::new();
+        let alignments = [Alignment::Vec4, Alignment::Any];
         for (turn, switches) in Switches::all().enumerate() {
-            let shape = Shape::new(1, 1, 100, 64);
-            for dtype in DType::ALL {
-                add(&mut composed, &software, (shape, dtype, switches), Keys::Dense);
+            let attention =
+                |dtype| switches.apply(Attention::new(Shape::new(1, 1, 100, 64), dtype));
+            for (dtype, alignment) in
+                DType::ALL.into_iter().flat_map(|d| alignments.map(|a| (d, a)))
+            {
+                add(&mut composed, &software, attention(dtype).with_alignment(alignment));
             }
-            add(&mut composed, &large, (shape, DType::ALL[turn % 3], switches), Keys::Dense);
+            let alignment = alignments[(turn + turn / 2) % 2];
+            let attention = attention(DType::ALL[turn % 3]).with_alignment(alignment);
+            add(&mut composed, &large, attention.clone());
             for keys in lists() {
-                let dtype = DType::ALL[turn % 3];
-                add(&mut composed, &software, (shape, dtype, switches), keys);
+                let attention = attention.clone().with_keys(keys);
+                add(&mut composed, &software, attention.clone());
                 if turn % 15 == 0 {
-                    add(&mut composed, &floor, (shape, dtype, switches), keys);
-                    add(&mut composed, &large, (shape, dtype, switches), keys);
+                    add(&mut composed, &floor, attention);
+                    // f16, which all variants take.
+                    let narrow = Attention::new(Shape::new(1, 1, 100, 64), DType::F16);
+                    add(&mut composed, &large, switches.apply(narrow).with_keys(keys));
                 }
             }
         }
-        let mut turn = 0;
-        for (index, dim) in DIMS.into_iter().enumerate() {
-            for value_dim in [dim, DIMS[(index + 5) % DIMS.len()]] {
-                let shape = Shape::new(1, 1, 100, dim).with_value_dim(value_dim);
-                for switches in Switches::all().step_by(15) {
-                    for device in [&floor, &with_subgroups, &software, &large] {
-                        turn += 1;
-                        let dtype = DType::ALL[turn % 3];
-                        add(&mut composed, device, (shape, dtype, switches), Keys::Dense);
-                    }
+        for (turn, shape) in shapes().enumerate() {
+            let [off, on] = [0, 15].map(|index| Switches::all().nth(index).expect("16"));
+            let dtype = DType::ALL[turn % 3];
+            for switches in [off, on] {
+                for alignment in alignments {
+                    let attention = switches.apply(Attention::new(shape, dtype));
+                    add(&mut composed, &software, attention.with_alignment(alignment));
                 }
+            }
+            for (index, device) in [&floor, &with_subgroups, &large].into_iter().enumerate() {
+                let switches = [off, on][(turn / 2 + index) % 2];
+                let dtype = DType::ALL[(turn + index) % 3];
+                add(&mut composed, device, switches.apply(Attention::new(shape, dtype)));
             }
         }
         composed
@@ -152,20 +170,20 @@ fn lists() -> impl Iterator<Item = Keys> {
     })
 }
 
-fn add(
-    composed: &mut Vec<Composed>,
-    device: &(&'static str, Caps),
-    (shape, dtype, switches): (Shape, DType, Switches),
-    keys: Keys,
-) {
-    for alignment in [Alignment::Vec4, Alignment::Any] {
-        let attention = Attention::new(shape, dtype).with_alignment(alignment).with_keys(keys);
-        let attention = switches.apply(attention);
-        // Vec4 does not suit every dim.
-        if attention.validate().is_ok() {
-            let kernel = |variant| Composed::new(device, variant, &attention);
-            composed.extend(Variant::ALL.into_iter().filter_map(kernel));
-        }
+/// Every dim as head dim and as value dim, beside itself and beside another.
+fn shapes() -> impl Iterator<Item = Shape> {
+    let shape = |(index, dim): (usize, u32)| {
+        [dim, DIMS[(index + 5) % DIMS.len()]]
+            .map(|value_dim| Shape::new(1, 1, 100, dim).with_value_dim(value_dim))
+    };
+    DIMS.into_iter().enumerate().flat_map(shape)
+}
+
+fn add(composed: &mut Vec<Composed>, device: &(&'static str, Caps), attention: Attention) {
+    // Vec4 does not suit every dim.
+    if attention.validate().is_ok() {
+        let kernel = |variant| Composed::new(device, variant, &attention);
+        composed.extend(Variant::ALL.into_iter().filter_map(kernel));
     }
 }
 
@@ -178,13 +196,22 @@ fn validate(wgsl: &str, capabilities: Capabilities, name: &str) -> (naga::Module
     (module, info)
 }
 
-fn translate(module: &naga::Module, info: &ModuleInfo, name: &str) {
+/// `matrices` keeps HLSL out, whose writer has none.
+fn translate(module: &naga::Module, info: &ModuleInfo, matrices: bool, name: &str) {
     use naga::back::{hlsl, msl, spv};
-    let spirv = spv::Options { lang_version: (1, 3), ..Default::default() };
+    let spirv = spv::Options {
+        lang_version: (1, if matrices { 4 } else { 3 }),
+        capabilities: None,
+        ..Default::default()
+    };
     spv::write_vec(module, info, &spirv, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
-    let metal = msl::Options { lang_version: (2, 1), ..Default::default() };
+    let metal =
+        msl::Options { lang_version: if matrices { (2, 3) } else { (2, 1) }, ..Default::default() };
     msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+    if matrices {
+        return;
+    }
     let direct = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
     let mut text = String::new();
     hlsl::Writer::new(&mut text, &direct, &hlsl::PipelineOptions::default())
@@ -215,12 +242,19 @@ fn every_shader_compiles_for_every_platform() {
             // naga's name for unpack2x16float, which WebGPU has at its floor.
             let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             capabilities.set(Capabilities::SUBGROUP, kernel.variant == Variant::Subgroup);
+            let matrices = kernel.variant == Variant::Coop;
+            if matrices {
+                capabilities |= Capabilities::SUBGROUP
+                    | Capabilities::SUBGROUP_BARRIER
+                    | Capabilities::SHADER_FLOAT16
+                    | Capabilities::COOPERATIVE_MATRIX;
+            }
             let (module, info) = validate(source.wgsl(), capabilities, &kernel.name);
-            translate(&module, &info, &kernel.name);
+            translate(&module, &info, matrices, &kernel.name);
         }
     }
     eprintln!("{} distinct shaders", seen.len());
-    assert!(seen.len() > 500, "only {} distinct shaders", seen.len());
+    assert!(seen.len() > 400, "only {} distinct shaders", seen.len());
 }
 
 #[test]
@@ -229,7 +263,7 @@ fn tiles_fit_the_device() {
     for kernel in composed() {
         let Some(tiles) = kernel.tiles else { continue };
         assert!(tiles.threads() <= kernel.caps.workgroup_invocations, "{}", kernel.name);
-        let claimed = tiles.workgroup_bytes();
+        let claimed = tiles.workgroup_bytes(kernel.variant);
         assert!(claimed <= kernel.caps.workgroup_memory, "{}: {claimed} bytes", kernel.name);
         if seen.insert((tiles, kernel.variant)) {
             let module = naga::front::wgsl::parse_str(kernel.native[0].wgsl()).expect("valid");
@@ -259,7 +293,7 @@ fn marked_loops_are_written_out_but_for_software() {
 /// refuses it. Nothing else differs.
 #[test]
 fn only_headers_differ_between_native_and_web() {
-    for kernel in composed() {
+    for kernel in composed().iter().filter(|kernel| kernel.variant != Variant::Coop) {
         assert_eq!(kernel.native.len(), kernel.web.len());
         for (native, web) in kernel.native.iter().zip(&kernel.web) {
             let expected = match native.label() == Variant::Subgroup.label() {
@@ -284,7 +318,7 @@ fn words(wgsl: &str) -> HashSet<&str> {
 /// 16-bit tensors are words of 32 bits: no dtype asks the device for anything.
 #[test]
 fn no_dtype_needs_a_feature() {
-    for kernel in composed() {
+    for kernel in composed().iter().filter(|kernel| kernel.variant != Variant::Coop) {
         for source in &kernel.native {
             let words = words(source.wgsl());
             for feature in ["enable", "requires", "f16", "i16", "u16"] {
@@ -347,7 +381,7 @@ fn merges_compile_for_every_platform() {
                 for source in merge.compose(Target::Native).expect("valid") {
                     let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
                     let (module, info) = validate(source.wgsl(), capabilities, source.label());
-                    translate(&module, &info, source.label());
+                    translate(&module, &info, false, source.label());
                 }
             }
         }

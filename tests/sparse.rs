@@ -16,7 +16,7 @@ const SIGMOID: Activation = Activation::Sigmoid { bias: None };
 
 /// Lengths that no block divides.
 fn shape() -> Shape {
-    Shape::new(2, 4, 150, 32).with_key_value_heads(2).with_key_len(277)
+    Shape::new(2, 2, 150, 32).with_key_value_heads(1).with_key_len(277)
 }
 
 fn blocks(block_q: u32, block_k: u32, lists: Lists) -> Keys {

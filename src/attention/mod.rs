@@ -14,7 +14,9 @@ pub use variant::Variant;
 use crate::keys::BLOCK_KEYS;
 use crate::plan::Plan;
 use crate::shader::{Source, Target};
-use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Keys, Mask, Score, Shape};
+use crate::{
+    Alignment, Broadcast, Caps, Context, DType, Error, Keys, Mask, Score, Shape, Unsupported,
+};
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -332,7 +334,10 @@ impl Attention {
     ) -> Result<Plan, Error> {
         self.validate()?;
         variant.supports(context.caps(), self)?;
-        let fitted = tiles.fitted(context.caps(), &self.shape);
+        let fitted = match variant {
+            Variant::Coop => tiles.fitted_coop(context.caps(), &self.shape),
+            _ => tiles.fitted(context.caps(), &self.shape),
+        };
         let fitted =
             fitted.filter(|t| t.is_consistent(variant, context.caps()) && t.divides(self)).ok_or_else(|| {
                 Error::config(
@@ -358,6 +363,9 @@ impl Attention {
     ) -> Result<Vec<Source>, Error> {
         self.validate()?;
         let tiles = variant.tiles(caps, self)?;
+        if variant == Variant::Coop && target == Target::Web {
+            return Err(Unsupported::new(variant.label(), "browsers have no matrix units").into());
+        }
         let source = variant.source(self, tiles.as_ref(), !caps.is_cpu, target);
         Ok(std::iter::once(source).chain(self.narrow_source(target)).collect())
     }

@@ -41,7 +41,7 @@ impl Packed {
             list_entries: metadata.push(arrays.list_entries),
             alibi_slopes: side.push(arrays.alibi_slopes),
             key_bias: side.push(arrays.key_bias),
-            log_weights: None,
+            ..PackedLayout::default()
         };
         let mut copies = Vec::new();
         let documents = arrays.query_starts.map_or(0, |starts| starts.len() - 1) as u32;

@@ -41,8 +41,14 @@ impl Tiles {
         self.threads_x * self.threads_y
     }
 
-    /// Bytes of workgroup memory; the arithmetic of `shaders/attention/forward.wgsl`.
-    pub fn workgroup_bytes(&self) -> u32 {
+    /// Bytes of workgroup memory that `variant` needs: the arithmetic of
+    /// `shaders/attention/forward.wgsl` or `coop.wgsl`.
+    pub fn workgroup_bytes(&self, variant: Variant) -> u32 {
+        if variant == Variant::Coop {
+            let scores = 16 * (self.block_k / 4 + 1) + 8 * (self.block_k / 4 + 2);
+            let staged = 8 * (self.head_vecs + 2 + self.value_vecs + 2);
+            return self.block_q * scores + self.block_k * staged + RESERVED_BYTES;
+        }
         let stride = self.chunk_vecs | 1;
         let key_at = self.block_q * stride;
         let value_at = if self.chunk_vecs == self.head_vecs { key_at } else { 0 };
@@ -79,6 +85,18 @@ impl Tiles {
             Variant::Subgroup => {
                 self.lanes <= smallest && self.block_q * self.lanes == self.threads()
             }
+            Variant::Coop => {
+                // Whole matrices of rows to a subgroup, and queries that come in by whole tiles.
+                let rows = self.block_q / self.threads_y.max(1);
+                return self.threads_x == 32
+                    && rows * self.threads_y == self.block_q
+                    && [16, 32].contains(&rows)
+                    && rows * self.lanes == 32
+                    && self.block_k > 0
+                    && self.block_k.is_multiple_of(rows)
+                    && self.block_k.is_power_of_two()
+                    && self.block_q.is_multiple_of(self.block_k);
+            }
             Variant::Tiled => self.lanes == 1 && self.block_q <= self.threads(),
             Variant::Scores | Variant::BlockSums => false,
         };
@@ -94,6 +112,17 @@ impl Tiles {
         attention.keys.block_q().is_none_or(|block_q| block_q.is_multiple_of(self.block_q))
     }
 
+    /// As [`fitted`](Self::fitted), for `attention.coop`: whole matrices of 16, nothing in pieces.
+    pub(super) fn fitted_coop(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
+        self.head_vecs = shape.head_dim.next_multiple_of(16) / 4;
+        self.value_vecs = shape.value_dim.next_multiple_of(16) / 4;
+        self.chunk_vecs = self.head_vecs;
+        self.value_keys = self.block_k;
+        let fits = self.threads() <= caps.workgroup_invocations
+            && self.workgroup_bytes(Variant::Coop) <= caps.workgroup_memory;
+        fits.then_some(self)
+    }
+
     /// Compiles for the shape's dims and takes as much of the head dimension, then as many values,
     /// at a time as workgroup memory holds. `None` when not even the least fits the device.
     pub fn fitted(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
@@ -102,15 +131,15 @@ impl Tiles {
         if !possible || self.threads() > caps.workgroup_invocations {
             return None;
         }
-        self.value_vecs = compiled_dim(caps, shape.value_dim) / 4;
+        self.value_vecs = caps.compiled_dim(shape.value_dim) / 4;
         self.value_keys = 4;
-        let whole = compiled_dim(caps, shape.head_dim) / 4;
+        let whole = caps.compiled_dim(shape.head_dim) / 4;
         // Pieces of the head dimension are a quarter of a cache line or more.
         let padded = whole.next_multiple_of(4);
         let choices = std::iter::once((whole, whole)).chain(
             [16, 8, 4].into_iter().filter(|&c| padded.is_multiple_of(c)).map(|c| (padded, c)),
         );
-        let fits = |tiles: &Self| tiles.workgroup_bytes() <= caps.workgroup_memory;
+        let fits = |tiles: &Self| tiles.workgroup_bytes(Variant::Tiled) <= caps.workgroup_memory;
         let mut tiles = choices
             .map(|(head_vecs, chunk_vecs)| Self { head_vecs, chunk_vecs, ..self })
             .find(fits)?;
@@ -125,15 +154,22 @@ impl Tiles {
     }
 }
 
-/// The dimension a kernel is compiled for: the true one, or on a CPU, whose shader compilers take
-/// seconds, the next of a few.
-fn compiled_dim(caps: &Caps, dim: u32) -> u32 {
-    let dim = dim.next_multiple_of(4);
-    if !caps.is_cpu {
-        return dim;
-    }
-    let buckets = [16, 32, 64, 96, 128, 192, 256];
-    buckets.into_iter().find(|&bucket| bucket >= dim).unwrap_or(dim)
+/// Tiles of `attention.coop`: `threads_y` subgroups of 32 lanes.
+pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
+    let shape = &attention.shape;
+    let narrow = shape.head_dim.max(shape.value_dim) <= 128;
+    let candidates = [
+        // 91.9 and 134.2 TFLOP/s on an H100 at D=64 and 128 (f16, B=4 H=16 N=4096); four subgroups
+        // of 32 rows reach 79.8 at D=64.
+        narrow.then_some(Tiles::block((128, 32), (32, 8), 2)),
+        // For lists in smaller blocks of queries.
+        narrow.then_some(Tiles::block((64, 32), (32, 4), 2)),
+        narrow.then_some(Tiles::block((32, 32), (32, 2), 2)),
+        (!narrow).then_some(Tiles::block((64, 16), (32, 4), 2)),
+    ];
+    let mut usable = candidates.into_iter().flatten().filter(|block| block.divides(attention));
+    // The first or none: a device that has no room for it lacks it for what is slower too.
+    usable.next()?.fitted_coop(caps, shape)
 }
 
 /// Tiles of `attention.tiled`.

@@ -7,12 +7,14 @@ use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::workspace::dtype_fragment;
-use crate::{Alignment, Caps, Error, Keys, Unsupported};
+use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Variant {
+    /// Matrix units: f16 tensors, f32 scores and sums; natively only.
+    Coop,
     /// Register tiles; a row is joined by shuffles within a subgroup of any size from 4 up.
     Subgroup,
     /// Register tiles on WebGPU's floor: 16 KiB of workgroup memory, no optional feature.
@@ -44,11 +46,13 @@ const BINDINGS: &[Binding] = &[
 
 impl Variant {
     /// All of them, in the order in which `plan` asks them.
-    pub const ALL: [Self; 4] = [Self::Subgroup, Self::Tiled, Self::Scores, Self::BlockSums];
+    pub const ALL: [Self; 5] =
+        [Self::Coop, Self::Subgroup, Self::Tiled, Self::Scores, Self::BlockSums];
 
     /// The name on the command line and in files: `tiled`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Coop => "coop",
             Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
             Self::Scores => "scores",
@@ -59,6 +63,7 @@ impl Variant {
     /// The label of the kernel on the device: `attention.tiled`.
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Coop => "attention.coop",
             Self::Subgroup => "attention.subgroup",
             Self::Tiled => "attention.tiled",
             Self::Scores => "attention.scores",
@@ -69,7 +74,7 @@ impl Variant {
     /// What comes out of it, in words.
     const fn gives(self) -> &'static str {
         match self {
-            Self::Subgroup | Self::Tiled => "an output",
+            Self::Coop | Self::Subgroup | Self::Tiled => "an output",
             Self::Scores => "scores",
             Self::BlockSums => "sums over blocks",
         }
@@ -104,6 +109,10 @@ impl Variant {
                 return Ok(None);
             }
             (Self::Scores | Self::BlockSums, _) => None,
+            (Self::Coop, _) => match coop_lacks(caps, attention) {
+                Some(reason) => return refuse(reason.into()),
+                None => tiles::coop(caps, attention),
+            },
             (Self::Tiled, _) => tiles::tiled(caps, attention),
             (Self::Subgroup, _) => match caps.subgroup {
                 Some((smallest, _)) if smallest >= 4 => tiles::subgroup(caps, attention, smallest),
@@ -162,7 +171,11 @@ impl Variant {
             // One term or the most there may be: fewer kernels, and one term is the common case.
             .size("TERMS", if attention.mask.terms().len() > 1 { 4 } else { 1 });
         let mut fragments = vec![
-            dtype_fragment(attention.dtype),
+            if self == Self::Coop {
+                fragment!(super "common/f16_native.wgsl")
+            } else {
+                dtype_fragment(attention.dtype)
+            },
             match alignment {
                 Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "attention/load_any.wgsl"),
@@ -185,7 +198,9 @@ impl Variant {
                     .size("VALUE_KEYS", tiles.value_keys);
                 fragments.push(fragment!(super "attention/walk.wgsl"));
                 fragments.extend(keys_fragments(&attention.keys, tiles));
-                fragments.push(fragment!(super "attention/forward.wgsl"));
+                if self != Self::Coop {
+                    fragments.push(fragment!(super "attention/forward.wgsl"));
+                }
             }
             None => match attention.output {
                 Output::BlockSums { block_q, block_k } => {
@@ -199,6 +214,11 @@ impl Variant {
             },
         }
         fragments.push(match self {
+            Self::Coop => {
+                // Matrices in arrays need constant indices whatever the device.
+                header = header.subgroups().matrices().unrolled(true);
+                fragment!(super "attention/coop.wgsl")
+            }
             Self::Subgroup => {
                 header = header.subgroups();
                 fragment!(super "attention/subgroup.wgsl")
@@ -230,6 +250,26 @@ fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
         Keys::Blocks { .. } | Keys::Indices { .. } => {
             vec![list, fragment!(super "attention/keys_gathered.wgsl")]
         }
+    }
+}
+
+/// What `attention.coop` misses on a device or in a configuration, if anything.
+fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let has_matrix = caps
+        .matrices
+        .iter()
+        .any(|m| (m.m_size, m.n_size, m.k_size, m.ab_type, m.cr_type) == (16, 16, 16, F16, F32));
+    if !has_matrix || !caps.shader_f16 {
+        Some("the device has no matrices of 16x16x16 with f16 products and f32 sums")
+    } else if caps.subgroup != Some((32, 32)) {
+        Some("it needs subgroups of 32")
+    } else if attention.dtype != DType::F16 {
+        Some("it takes f16 tensors")
+    } else if attention.alignment() != Alignment::Vec4 {
+        Some("it needs dims, offsets and strides that are multiples of 4")
+    } else {
+        None
     }
 }
 

@@ -65,7 +65,8 @@ fn parse(text: &str) -> Result<Pattern, Error> {
     let values = values.map(Option::unwrap_or_default);
     let whole = |value: f64| value >= 0.0 && value <= f64::from(u32::MAX) && value.fract() == 0.0;
     let counts = if name == "random" { 1 } else { 0 };
-    if !values[counts..].iter().all(|&value| whole(value)) || values[0].is_nan() || values[0] < 0.0 {
+    if !values[counts..].iter().all(|&value| whole(value)) || values[0].is_nan() || values[0] < 0.0
+    {
         return refuse("whole numbers of at least 0");
     }
     let [a, b, c, d] = values.map(|value| value as u32);

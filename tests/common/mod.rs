@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
 use wgpu_attention::{
-    Alignment, Array, Arrays, Attention, Broadcast, Context, DType, Error, Inputs, KeyList, Output,
-    Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
+    Alignment, Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, KeyList,
+    Output, Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
 };
 
 /// Turns a missing adapter from a loud skip into a failure.
@@ -34,6 +34,22 @@ pub fn context() -> Option<&'static Context> {
         eprintln!("SKIPPED: there is no GPU adapter, not even a software one");
     }
     context.as_ref()
+}
+
+/// Gives a mock device the matrix units that `attention.coop` needs.
+pub fn add_matrices(caps: &mut Caps) {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    caps.workgroup_memory = 48 << 10;
+    caps.workgroup_invocations = 1024;
+    caps.shader_f16 = true;
+    caps.matrices = vec![wgpu::CooperativeMatrixProperties {
+        m_size: 16,
+        n_size: 16,
+        k_size: 16,
+        ab_type: F16,
+        cr_type: F32,
+        saturating_accumulation: false,
+    }];
 }
 
 /// A reproducible stream of numbers (splitmix64).

@@ -8,18 +8,25 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pollster::block_on;
 use serde::Serialize;
 use wgpu_attention::attention::tolerance::Comparison;
-use wgpu_attention::{Bound, Context, DType, Variant};
+use wgpu_attention::{Bound, Context, DType};
 
 use crate::keys::{ListKind, parse_block};
 use crate::problem::ActivationName;
+use crate::run::Op;
 use crate::{device, print};
 
 mod attention;
+mod linear;
 pub mod timing;
 
 /// Times the kernels over a sweep of lengths, after checking their results
 #[derive(clap::Args)]
 pub struct Args {
+    /// What is timed
+    #[arg(long, value_enum, default_value_t = Op::Attention)]
+    op: Op,
+    #[command(flatten)]
+    linear: linear::Options,
     /// Element types
     #[arg(long, value_delimiter = ',', default_value = "f32,f16", value_parser = parse_dtype)]
     dtype: Vec<DType>,
@@ -56,8 +63,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ActivationName::Softmax)]
     activation: ActivationName,
     /// Kernels to time, or `all` that can [default: the one that `run` takes]
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_variants)]
-    variant: Vec<Variants>,
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    variant: Vec<String>,
     /// Part of the name of the adapter to use
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
@@ -72,12 +79,6 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy)]
-enum Variants {
-    All,
-    One(Variant),
-}
-
 type Prepare = dyn Fn(&Context) -> Result<Case>;
 
 type Check = dyn Fn(&Context) -> Result<Comparison>;
@@ -86,7 +87,7 @@ type Check = dyn Fn(&Context) -> Result<Comparison>;
 struct Entry {
     /// `attention/tiled/f16/softmax/b1h16n1024d64`
     label: String,
-    variant: Variant,
+    variant: &'static str,
     shape: serde_json::Value,
     prepare: Box<Prepare>,
 }
@@ -96,6 +97,8 @@ struct Case {
     /// Floating-point operations that the definition asks for.
     flops: f64,
     bound: Bound,
+    /// Bytes that the definition asks to be moved; see `Measured`.
+    bytes: f64,
     /// Judges the result of a run.
     check: Box<Check>,
 }
@@ -124,13 +127,18 @@ struct Measured {
     repetitions: usize,
     clock: &'static str,
     tflops: f64,
+    /// Bytes of inputs and outputs, each moved once, over the time.
+    gigabytes_per_second: f64,
     max_error: f64,
     bound: f64,
 }
 
 pub fn bench(args: &Args) -> Result<()> {
     let context = device::open(args.adapter.as_deref())?;
-    let entries = attention::entries(args, context.caps())?;
+    let entries = match args.op {
+        Op::Attention => attention::entries(args, context.caps())?,
+        Op::Linear => linear::entries(args, context.caps())?,
+    };
     let bar = ProgressBar::new(entries.len() as u64)
         .with_style(ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg}")?);
     if args.json {
@@ -183,6 +191,7 @@ fn measure(context: &Context, entry: &Entry, seconds: Duration) -> Result<Measur
         repetitions: timing.seconds.len(),
         clock: timing.clock,
         tflops: case.flops / median / 1e12,
+        gigabytes_per_second: case.bytes / median / 1e9,
         max_error: found.max_abs,
         bound: found.bound,
     })
@@ -197,14 +206,14 @@ impl Row {
         };
         let machine = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
         let adapter = context.caps().adapter.clone();
-        Self { label, variant: variant.name(), shape, machine, adapter, measured, error }
+        Self { label, variant, shape, machine, adapter, measured, error }
     }
 }
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["case", "median ms", "min", "max", "TFLOP/s", "max error", "bound"]);
+    table.set_header(["case", "median ms", "min", "max", "TFLOP/s", "GB/s", "max error", "bound"]);
     for row in rows {
         match &row.measured {
             Some(measured) => table.add_row([
@@ -213,6 +222,7 @@ fn table(rows: &[Row]) -> Table {
                 format!("{:.3}", measured.min_ms),
                 format!("{:.3}", measured.max_ms),
                 significant(measured.tflops),
+                significant(measured.gigabytes_per_second),
                 format!("{:.1e}", measured.max_error),
                 format!("{:.1e}", measured.bound),
             ]),
@@ -236,10 +246,6 @@ fn parse_dtype(name: &str) -> Result<DType, String> {
         .into_iter()
         .find(|dtype| dtype.name() == name)
         .ok_or_else(|| format!("expected one of {}", DType::ALL.map(DType::name).join(", ")))
-}
-
-fn parse_variants(name: &str) -> Result<Variants, wgpu_attention::Error> {
-    if name == "all" { Ok(Variants::All) } else { name.parse().map(Variants::One) }
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -5,11 +5,12 @@ use std::fmt;
 use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
-use wgpu_attention::Stage;
 use wgpu_attention::attention::reference::Reference;
 use wgpu_attention::attention::tolerance::{Comparison, compare};
+use wgpu_attention::{DType, Stage};
 
 use crate::compute::Results;
+use crate::input::Tensor;
 use crate::problem::Problem;
 
 /// Multiply-adds that a check may cost, in f64 and once more in f32: some seconds.
@@ -42,7 +43,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(tensor: &'static str, against: &str, found: Comparison) -> Self {
+    pub fn new(tensor: &'static str, against: &str, found: Comparison) -> Self {
         Self {
             tensor,
             against: against.to_owned(),
@@ -51,6 +52,21 @@ impl Finding {
             relative_error: found.relative,
             ok: found.ok,
         }
+    }
+
+    /// A result against the file's own numbers, within the bound that `judged` has.
+    pub fn against_file(
+        file: &Tensor<'_>,
+        (got, wanted): (&[f32], &[f32]),
+        dtype: DType,
+        judged: Comparison,
+    ) -> Self {
+        let wanted: Vec<f64> = wanted.iter().map(|&x| f64::from(x)).collect();
+        let mut found = compare(got, &wanted, &wanted, dtype, 0.0);
+        // The file's numbers are no eager form to take a bound from.
+        found.bound = judged.bound;
+        found.ok = found.max_abs <= found.bound;
+        Self::new("out", &file.name, found)
     }
 }
 
@@ -99,12 +115,8 @@ pub fn check(
     }
     if let Some(file) = &problem.out {
         let pick = |tensor: &[f32]| pick_rows(tensor, &rows, shape.out());
-        let wanted: Vec<f64> = pick(&file.floats()?).into_iter().map(f64::from).collect();
-        let mut found = compare(&pick(&results.out), &wanted, &wanted, attention.dtype, 0.0);
-        // The file's numbers are no eager form to take a bound from.
-        found.bound = out.bound;
-        found.ok = found.max_abs <= found.bound;
-        tensors.push(Finding::new("out", &file.name, found));
+        let numbers = (&pick(&results.out)[..], &pick(&file.floats()?)[..]);
+        tensors.push(Finding::against_file(file, numbers, attention.dtype, out));
     }
     let of = shape.lse().into_iter().map(u64::from).product();
     Ok(Check { rows: rows.len(), of, ok: tensors.iter().all(|t| t.ok), tensors })

@@ -17,6 +17,7 @@ mod device;
 mod info;
 mod input;
 mod keys;
+mod linear;
 mod output;
 mod problem;
 mod quality;

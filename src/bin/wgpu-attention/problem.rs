@@ -1,11 +1,14 @@
 //! What is to be computed: a configuration and its tensors, from a file and the options.
 
+use std::str::FromStr;
+
 use anyhow::Result;
 use clap::ValueEnum;
 use wgpu_attention::attention::reference::HostInputs;
 use wgpu_attention::keys::Source;
 use wgpu_attention::{
-    Activation, Arrays, Attention, Broadcast, Context, KeyList, Keys, Mask, Positions, Shape,
+    Activation, Arrays, Attention, Broadcast, Context, DType, Error, KeyList, Keys, Mask,
+    Positions, Shape,
 };
 
 use crate::bad_input;
@@ -29,9 +32,9 @@ pub struct Options {
     /// Where the queries stand among the keys [default: bottom-right, or the file's query_offset]
     #[arg(long, value_enum)]
     align: Option<Align>,
-    /// Factor of the dot products [default: 1/√dk]
+    /// Factor of the dot products [default: 1/√dk; 1 for linear]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    scale: Option<f32>,
+    pub scale: Option<f32>,
     /// Caps scores at ±X by X · tanh(s/X)
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     softcap: Option<f32>,
@@ -89,14 +92,7 @@ impl<'a> Problem<'a> {
         let value = tensors.require("v", "as [B, Hv, Nk, dv]")?;
         let shape = shape_of(&query, &key, &value)?;
         shape.validate()?;
-        let dtype = query.dtype()?;
-        for other in [&key, &value] {
-            let got = other.dtype()?;
-            if got != dtype {
-                let expected = format!("dtype {dtype} as `{}`", query.name);
-                return Err(other.error(expected, got.to_string()).into());
-            }
-        }
+        let dtype = dtype_of(&query, [&key, &value])?;
         let mut attention = Attention::new(shape, dtype).with_mask(options.mask.clone());
         check_options(options.keys, options.pattern.as_ref())?;
         let side = Side::load(tensors, &shape, &options.mask_and_pattern())?;
@@ -214,6 +210,21 @@ impl Options {
         }
     }
 
+    /// The first option that was given and means nothing to linear attention.
+    pub fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--activation", self.activation != ActivationName::Softmax),
+            ("--sigmoid-bias", self.sigmoid_bias.is_some()),
+            ("--mask", self.mask != Mask::full()),
+            ("--align", self.align.is_some()),
+            ("--softcap", self.softcap.is_some()),
+            ("--lse", self.lse),
+            ("--keys", self.keys != KeysName::Dense),
+            ("--pattern", self.pattern.is_some()),
+        ];
+        given.into_iter().find_map(|(name, given)| given.then_some(name))
+    }
+
     fn activation(&self) -> Result<Activation> {
         match (self.activation, self.sigmoid_bias) {
             (ActivationName::Sigmoid, bias) => Ok(Activation::Sigmoid { bias }),
@@ -237,7 +248,25 @@ impl Options {
     }
 }
 
-fn shape_of(query: &Tensor<'_>, key: &Tensor<'_>, value: &Tensor<'_>) -> Result<Shape> {
+/// What `--variant` names, a kernel of the op at hand.
+pub fn variant<V: FromStr<Err = Error>>(name: &str) -> Result<V> {
+    name.parse().map_err(|error| bad_input(format!("--variant: {error}")))
+}
+
+/// The dtype that queries, keys and values share.
+pub fn dtype_of(query: &Tensor<'_>, others: [&Tensor<'_>; 2]) -> Result<DType> {
+    let dtype = query.dtype()?;
+    for other in others {
+        let got = other.dtype()?;
+        if got != dtype {
+            let expected = format!("dtype {dtype} as `{}`", query.name);
+            return Err(other.error(expected, got.to_string()).into());
+        }
+    }
+    Ok(dtype)
+}
+
+pub fn shape_of(query: &Tensor<'_>, key: &Tensor<'_>, value: &Tensor<'_>) -> Result<Shape> {
     use Size::{Any, Is};
     let [batch, query_heads, query_len, head_dim] = query.shape("[B, Hq, Nq, dk]", [Any; 4])?;
     let [_, key_heads, key_len, _] =

@@ -5,26 +5,29 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use clap::ArgGroup;
+use clap::{ArgGroup, ValueEnum};
 use serde::Serialize;
 use wgpu_attention::attention::reference::Reference;
-use wgpu_attention::{Attention, Context, DType, Keys, Stage, Variant};
+use wgpu_attention::{Attention, Context, DType, Keys, Shape, Stage};
 
 use crate::check::{Check, check};
 use crate::compute::{self, Results};
-use crate::input::File;
+use crate::input::{File, Tensors};
 use crate::output::{Named, OutputFile};
-use crate::problem::{Options, Problem};
-use crate::{bad_input, device, print};
+use crate::problem::{self, Options, Problem};
+use crate::{bad_input, device, linear, print};
 
 /// Computes attention over the tensors of a safetensors file
 ///
-/// Tensors: q [B, Hq, Nq, dk], k [B, Hk, Nk, dk] and v [B, Hv, Nk, dv] in f32, f16 or bf16;
+/// Tensors of --op attention: q [B, Hq, Nq, dk], k [B, Hk, Nk, dk] and v [B, Hv, Nk, dv] in f32, f16 or bf16;
 /// applied when present: alibi_slopes [Hq], key_bias [B|1, Hq|1, Nk], bias [B|1, Hq|1, Nq, Nk],
 /// query_offset [B]; for masks: mask [B|1, Hq|1, Nq, Nk], cu_seqlens_q and cu_seqlens_k [docs+1],
 /// key_lengths [B], roles_q [Nq], roles_k [Nk], role_table [R, R], tree_bits [Nq] or [Nq, 2]; for
 /// lists of keys: block_mask [B|1, Hq|1, ⌈Nq/block⌉, ⌈Nk/block⌉], block_offsets [rows+1] and
 /// block_entries, or key_index_offsets [rows+1] and key_indices, rows being (B|1)(Hq|Hk|1)⌈Nq/block⌉.
+/// Tensors of --op linear: q, k and v with Nq = Nk = N and Hk = Hv = Hkv; by rule decay [Hkv]
+/// (slopes), gate [B, Hkv, N] or [B, Hkv, N, dk] (logarithms of decay), beta [B, Hkv|1, N]; applied
+/// when present: cu_seqlens [docs+1], state [B · docs, Hkv, f, dv], normalizer [B · docs, Hkv, f].
 /// With --check, out [B, Hq, Nq, dv] is compared with the result.
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("results")
@@ -33,17 +36,22 @@ pub struct Args {
     /// The safetensors file with the tensors
     #[arg(value_name = "IN.safetensors")]
     input: PathBuf,
-    /// Where the results go: `out`, `lse`, `scores`
+    /// Where the results go: `out`, `lse`, `scores`; `out`, `state`, `normalizer` of --op linear
     #[arg(long, short, value_name = "OUT.safetensors")]
     output: Option<PathBuf>,
     /// What the names of the file's tensors start with, such as `layer3.`
     #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
+    /// What is computed
+    #[arg(long, value_enum, default_value_t = Op::Attention)]
+    op: Op,
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    linear: linear::LinearOptions,
     /// Forces a kernel
     #[arg(long, value_name = "NAME")]
-    variant: Option<Variant>,
+    variant: Option<String>,
     /// Part of the name of the adapter to use; `reference` computes on the CPU in f64
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
@@ -61,6 +69,14 @@ pub struct Args {
     json: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Op {
+    /// Queries against a list of keys.
+    Attention,
+    /// Queries against a state.
+    Linear,
+}
+
 /// What is told about a run.
 #[derive(Serialize)]
 struct Report {
@@ -71,9 +87,15 @@ struct Report {
     query: [u32; 4],
     key: [u32; 4],
     value: [u32; 4],
-    mask: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask: Option<String>,
     /// The list of keys, in words.
-    keys: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feature_map: Option<&'static str>,
     /// Wall-clock time with compilation and transfers.
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
@@ -87,7 +109,22 @@ struct Report {
 
 pub fn run(args: &Args) -> Result<()> {
     let file = File::read(&args.input)?;
-    let mut problem = Problem::load(&file.tensors(&args.prefix)?, &args.options)?;
+    let tensors = file.tensors(&args.prefix)?;
+    let (given, other) = match args.op {
+        Op::Attention => (args.linear.given(), "linear"),
+        Op::Linear => (args.options.given().or(args.scores.map(|_| "--scores")), "attention"),
+    };
+    if let Some(option) = given {
+        return Err(bad_input(format!("{option}: expected with --op {other} only")));
+    }
+    match args.op {
+        Op::Attention => run_attention(args, &tensors),
+        Op::Linear => run_linear(args, &tensors),
+    }
+}
+
+fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
+    let mut problem = Problem::load(tensors, &args.options)?;
     let on_host = args.adapter.as_deref() == Some("reference");
     let context = match problem.wants_oracle() {
         true if on_host => {
@@ -107,26 +144,34 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(stage) = args.scores {
         problem.attention.clone().with_scores(stage).validate()?;
     }
-    let output = match &args.output {
-        Some(path) => Some(OutputFile::create(path, &args.input)?),
-        None => None,
-    };
-
-    let mut report = Report::new(&problem);
+    let output = args.output_file()?;
+    let attention = &problem.attention;
+    let mut report = Report::new(&attention.shape, attention.dtype);
+    report.mask = Some(attention.mask.to_string());
+    report.keys = describe(&attention.keys);
     if let Some(results) = args.compute(context, &problem, &reference, &mut report)? {
         if args.check {
             report.check = Some(check(&reference, &problem, &results, args.scores)?);
         }
-        if let Some(output) = output.filter(|_| report.passed()) {
-            output.write(&tensors(&results, &problem.attention))?;
-            report.output = args.output.as_ref().map(|path| path.display().to_string());
+        args.write(output, &mut report, &self::tensors(&results, attention))?;
+    }
+    args.tell(&report)
+}
+
+fn run_linear(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
+    let problem = linear::Problem::load(tensors, &args.linear, args.options.scale)?;
+    let output = args.output_file()?;
+    let linear = &problem.linear;
+    let mut report = Report::new(&linear.shape, linear.dtype);
+    report.rule = Some(linear.rule.name());
+    report.feature_map = Some(linear.feature_map.name());
+    if let Some(results) = args.compute_linear(&problem, &mut report)? {
+        if args.check {
+            report.check = Some(linear::check(&problem, &results)?);
         }
+        args.write(output, &mut report, &results.tensors(&problem))?;
     }
-    print(if args.json { serde_json::to_string_pretty(&report)? } else { report.to_string() })?;
-    if !report.passed() {
-        bail!("the check failed: an error is beyond its bound (no output is written then)");
-    }
-    Ok(())
+    args.tell(&report)
 }
 
 impl Args {
@@ -139,13 +184,8 @@ impl Args {
         report: &mut Report,
     ) -> Result<Option<Results>> {
         let started = Instant::now();
-        let results = if self.adapter.as_deref() == Some("reference") {
-            if self.print_wgsl || self.variant.is_some() {
-                return Err(bad_input(
-                    "--adapter: expected a device for --print-wgsl and --variant, got `reference`, \
-                     which has no kernels",
-                ));
-            }
+        let variant = self.variant.as_deref().map(problem::variant).transpose()?;
+        let results = if self.is_on_host()? {
             report.adapter = "reference (CPU, f64)".into();
             compute::on_host(reference, &problem.attention, self.scores)?
         } else {
@@ -153,7 +193,7 @@ impl Args {
                 Some(context) => context,
                 None => device::open(self.adapter.as_deref())?,
             };
-            let plan = compute::plan(&context, &problem.attention, self.variant)?;
+            let plan = compute::plan(&context, &problem.attention, variant)?;
             report.adapter = context.caps().adapter.clone();
             report.variant = Some(plan.variant().label());
             report.wgsl = self.print_wgsl.then(|| plan.wgsl().to_owned());
@@ -164,6 +204,80 @@ impl Args {
         };
         report.seconds = Some(started.elapsed().as_secs_f64());
         Ok(Some(results))
+    }
+
+    /// As [`compute`](Self::compute), of linear attention.
+    fn compute_linear(
+        &self,
+        problem: &linear::Problem<'_>,
+        report: &mut Report,
+    ) -> Result<Option<linear::Given>> {
+        let started = Instant::now();
+        let variant = self.variant.as_deref().map(problem::variant).transpose()?;
+        let results = if self.is_on_host()? {
+            report.adapter = "reference (CPU, f64)".into();
+            linear::on_host(problem)?
+        } else {
+            let context = device::open(self.adapter.as_deref())?;
+            let plan = linear::plan(&context, &problem.linear, variant)?;
+            report.adapter = context.caps().adapter.clone();
+            report.variant = Some(plan.variant().label());
+            let kernels = || plan.wgsl().map(|(label, wgsl)| format!("// {label}\n{wgsl}"));
+            report.wgsl = self.print_wgsl.then(|| kernels().collect());
+            if self.print_wgsl && self.output.is_none() && !self.check {
+                return Ok(None);
+            }
+            linear::on_device(&context, problem, &plan)?
+        };
+        report.seconds = Some(started.elapsed().as_secs_f64());
+        Ok(Some(results))
+    }
+
+    /// Whether the reference computes, which has no kernels.
+    fn is_on_host(&self) -> Result<bool> {
+        let on_host = self.adapter.as_deref() == Some("reference");
+        if on_host && (self.print_wgsl || self.variant.is_some()) {
+            return Err(bad_input(
+                "--adapter: expected a device for --print-wgsl and --variant, got `reference`, \
+                 which has no kernels",
+            ));
+        }
+        Ok(on_host)
+    }
+
+    fn output_file(&self) -> Result<Option<OutputFile>> {
+        self.output.as_ref().map(|path| OutputFile::create(path, &self.input)).transpose()
+    }
+
+    /// Writes the results, unless a check has failed.
+    fn write(
+        &self,
+        output: Option<OutputFile>,
+        report: &mut Report,
+        tensors: &[Named<'_>],
+    ) -> Result<()> {
+        if let Some(output) = output.filter(|_| report.passed()) {
+            output.write(tensors)?;
+            report.output = self.output.as_ref().map(|path| path.display().to_string());
+        }
+        Ok(())
+    }
+
+    fn tell(&self, report: &Report) -> Result<()> {
+        print(if self.json { serde_json::to_string_pretty(report)? } else { report.to_string() })?;
+        if !report.passed() {
+            bail!("the check failed: an error is beyond its bound (no output is written then)");
+        }
+        Ok(())
+    }
+}
+
+/// A list of keys in words.
+fn describe(keys: &Keys) -> Option<String> {
+    match keys {
+        Keys::Blocks { block_q, block_k, .. } => Some(format!("blocks of {block_q} x {block_k}")),
+        Keys::Indices { block_q, .. } => Some(format!("indices for {block_q} queries")),
+        _ => None,
     }
 }
 
@@ -196,22 +310,18 @@ fn parse_stage(name: &str) -> Result<Stage, String> {
 }
 
 impl Report {
-    fn new(problem: &Problem<'_>) -> Self {
-        let attention = &problem.attention;
-        let shape = &attention.shape;
+    fn new(shape: &Shape, dtype: DType) -> Self {
         Self {
             adapter: String::new(),
             variant: None,
-            dtype: attention.dtype.name(),
+            dtype: dtype.name(),
             query: shape.query(),
             key: shape.key(),
             value: shape.value(),
-            mask: attention.mask.to_string(),
-            keys: match attention.keys {
-                Keys::Blocks { block_q, block_k, .. } => format!("blocks of {block_q} x {block_k}"),
-                Keys::Indices { block_q, .. } => format!("indices for {block_q} queries"),
-                _ => "dense".into(),
-            },
+            mask: None,
+            keys: None,
+            rule: None,
+            feature_map: None,
             seconds: None,
             check: None,
             output: None,
@@ -237,10 +347,17 @@ impl fmt::Display for Report {
         if let Some(variant) = self.variant {
             writeln!(f, "kernel   {variant}")?;
         }
-        let Self { query, key, value, dtype, mask, keys, .. } = self;
-        write!(f, "tensors  q {query:?}, k {key:?}, v {value:?} in {dtype}; mask {mask}")?;
-        if keys != "dense" {
-            write!(f, "; keys {keys}")?;
+        let Self { query, key, value, dtype, .. } = self;
+        write!(f, "tensors  q {query:?}, k {key:?}, v {value:?} in {dtype}")?;
+        for (name, choice) in [
+            ("mask", self.mask.as_deref()),
+            ("keys", self.keys.as_deref()),
+            ("rule", self.rule),
+            ("features", self.feature_map),
+        ] {
+            if let Some(choice) = choice {
+                write!(f, "; {name} {choice}")?;
+            }
         }
         if let Some(seconds) = self.seconds {
             write!(f, "\ntime     {seconds:.2} s with compilation and transfers")?;

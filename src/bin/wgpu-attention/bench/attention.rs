@@ -9,9 +9,9 @@ use wgpu_attention::{
     Outputs, Pattern, Plan, Shape, Variant,
 };
 
-use super::{Args, Case, Entry, Variants};
+use super::{Args, Case, Entry};
 use crate::device::DeviceTensor;
-use crate::problem::ActivationName;
+use crate::problem::{self, ActivationName};
 
 /// Rows whose result is checked.
 const CHECKED_ROWS: usize = 32;
@@ -42,7 +42,7 @@ pub fn entries(args: &Args, caps: &Caps) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn lengths(args: &Args, caps: &Caps) -> Vec<u32> {
+pub(super) fn lengths(args: &Args, caps: &Caps) -> Vec<u32> {
     let mut lengths = match (&args.lengths[..], caps.is_cpu) {
         ([], true) => vec![128, 256, 512],
         ([], false) => vec![1024, 2048, 4096, 8192],
@@ -56,19 +56,19 @@ fn lengths(args: &Args, caps: &Caps) -> Vec<u32> {
 }
 
 /// The variants that were asked for; an error for a single one that cannot run the configuration.
-fn variants(asked: &[Variants], caps: &Caps, attention: &Attention) -> Result<Vec<Variant>> {
+fn variants(asked: &[String], caps: &Caps, attention: &Attention) -> Result<Vec<Variant>> {
     let able = || Variant::ALL.into_iter().filter(|v| v.supports(caps, attention).is_ok());
     if asked.is_empty() {
         return Ok(able().take(1).collect());
     }
     let mut variants = Vec::new();
-    for &asked in asked {
-        match asked {
-            Variants::All => variants.extend(able()),
-            Variants::One(variant) => {
-                variant.supports(caps, attention).map_err(Error::from)?;
-                variants.push(variant);
-            }
+    for asked in asked {
+        if asked == "all" {
+            variants.extend(able());
+        } else {
+            let variant: Variant = problem::variant(asked)?;
+            variant.supports(caps, attention).map_err(Error::from)?;
+            variants.push(variant);
         }
     }
     Ok(variants)
@@ -166,7 +166,7 @@ fn entry(attention: &Attention, variant: Variant, job: Job) -> Entry {
     });
     let attention = attention.clone();
     let prepare = Box::new(move |context: &Context| prepare(context, &attention, variant, job));
-    Entry { label, variant, shape, prepare }
+    Entry { label, variant: variant.name(), shape, prepare }
 }
 
 /// Makes the tensors on host and device, and the plan.
@@ -195,7 +195,9 @@ fn prepare(context: &Context, attention: &Attention, variant: Variant, job: Job)
         let rows = reference.sample(CHECKED_ROWS);
         Ok(reference.check_out(&rows, &out.read(context)?, None).0)
     });
-    Ok(Case { flops, bound, check })
+    let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
+    let bytes = tensors.map(|shape| elements(shape) * dtype.size() as f64).iter().sum();
+    Ok(Case { flops, bytes, bound, check })
 }
 
 /// The plan of a case; dense attention beside lists gets their tiles.
@@ -207,6 +209,11 @@ fn plan(context: &Context, attention: &Attention, variant: Variant, job: Job) ->
         }
     }
     Ok(block_on(attention.plan_with(context, variant))?)
+}
+
+/// Elements of a tensor.
+pub(super) fn elements(shape: [u32; 4]) -> f64 {
+    shape.into_iter().map(f64::from).product()
 }
 
 /// Two matrix products over the pairs that count, a multiply and an add each.
@@ -225,7 +232,7 @@ fn flops(attention: &Attention, list: Option<&KeyList>, job: Job) -> f64 {
 }
 
 /// A tensor of numbers like those of a normal distribution, on the device and on the host.
-fn random_tensor(
+pub(super) fn random_tensor(
     context: &Context,
     name: &str,
     dtype: DType,

@@ -1,0 +1,89 @@
+// The feature maps of queries and keys, four features at a time.
+// Expects: tensors.wgsl, const FEATURE_MAP.
+
+const SILU: u32 = 1u;
+const ELU1: u32 = 2u;
+const TAYLOR2: u32 = 3u;
+
+fn map_elements(x: vec4<f32>, first: u32) -> vec4<f32> {
+    if (FEATURE_MAP == SILU) {
+        return x / (1.0 + exp(min(-x, vec4(88.0))));
+    }
+    if (FEATURE_MAP == ELU1) {
+        // Beyond the last dimension there is no feature, where exp(0) would be 1.
+        let exists = vec4(first) + vec4(0u, 1u, 2u, 3u) < vec4(params.head_dim);
+        return select(vec4(0.0), select(exp(min(x, vec4(0.0))), x + 1.0, x > vec4(0.0)), exists);
+    }
+    return x;
+}
+
+// A feature of the Taylor map is a product of two elements of the vector with a 1 behind its end.
+struct Product {
+    a: u32,
+    b: u32,
+    factor: f32,
+}
+
+fn taylor_product(feature: u32) -> Product {
+    let dim = params.head_dim;
+    if (feature == 0u) {
+        return Product(dim, dim, 1.0);
+    }
+    if (feature <= dim) {
+        return Product(feature - 1u, dim, inverseSqrt(sqrt(f32(dim))));
+    }
+    var rest = feature - dim - 1u;
+    var a = 0u;
+    while (rest >= dim - a && a < dim) {
+        rest -= dim - a;
+        a++;
+    }
+    return Product(a, a + rest, inverseSqrt(f32(dim) * select(1.0, 2.0, rest == 0u)));
+}
+
+fn query_element(start: u32, index: u32) -> f32 {
+    if (index >= params.head_dim) {
+        return 1.0;
+    }
+    let first = index & ~3u;
+    return load_query(start + first, remaining(params.head_dim, first))[index & 3u];
+}
+
+fn key_element(start: u32, index: u32) -> f32 {
+    if (index >= params.head_dim) {
+        return 1.0;
+    }
+    let first = index & ~3u;
+    return load_key(start + first, remaining(params.head_dim, first))[index & 3u];
+}
+
+// Features 4·vector to 4·vector + 3 of the query that starts at `start`; 0 beyond the last.
+fn query_features(start: u32, vector: u32) -> vec4<f32> {
+    if (FEATURE_MAP != TAYLOR2) {
+        let x = load_query(start + 4u * vector, remaining(params.head_dim, 4u * vector));
+        return map_elements(x, 4u * vector);
+    }
+    var features = vec4(0.0);
+    for (var i = 0u; i < 4u; i++) {
+        if (4u * vector + i < params.features) {
+            let product = taylor_product(4u * vector + i);
+            features[i] = product.factor * query_element(start, product.a) * query_element(start, product.b);
+        }
+    }
+    return features;
+}
+
+fn key_features(start: u32, vector: u32) -> vec4<f32> {
+    if (FEATURE_MAP != TAYLOR2) {
+        let x = load_key(start + 4u * vector, remaining(params.head_dim, 4u * vector));
+        return map_elements(x, 4u * vector);
+    }
+    var features = vec4(0.0);
+    for (var i = 0u; i < 4u; i++) {
+        if (4u * vector + i < params.features) {
+            let product = taylor_product(4u * vector + i);
+            features[i] = product.factor * key_element(start, product.a) * key_element(start, product.b);
+        }
+    }
+    return features;
+}

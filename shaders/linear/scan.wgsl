@@ -1,0 +1,43 @@
+// What the scans over chunks share: the chunks' entries, the caller's state, decays of whole chunks.
+// Expects: sequences.wgsl.
+
+@group(0) @binding(1) var<storage, read_write> chunks: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> state: array<f32>;
+@group(0) @binding(3) var<storage, read> sums: array<vec2<f32>>;
+@group(0) @binding(4) var<storage, read> metadata: array<u32>;
+
+// What a chunk leaves of the state's row.
+fn chunk_decay(head: u32, entry: u32, chunk: Chunk, row: u32) -> f32 {
+    if (!GATED) {
+        return exp(-slope_of(head) * f32(chunk.count));
+    }
+    let sum = sums[(entry * CHUNK + CHUNK - 1u) * GATES + select(0u, row, PER_KEY_DIM)];
+    return exp(-sum.x - sum.y);
+}
+
+// Where the caller keeps a document's state, and how many of a vector's elements there are.
+fn state_place(batch: u32, head: u32, document: u32, row: u32, column: u32) -> vec2<u32> {
+    let start = params.state.w + (batch * params.documents + document) * params.state.x
+        + head * params.state.y + row * params.state.z;
+    let count = params.value_dim - min(params.value_dim, 4u * column);
+    return vec2(start + 4u * column, select(0u, min(count, 4u), row < params.features));
+}
+
+// The state that a document begins with.
+fn initial_state(at: vec2<u32>) -> vec4<f32> {
+    var x = vec4(0.0);
+    if (params.carries_in != 0u) {
+        for (var i = 0u; i < at.y; i++) {
+            x[i] = state[at.x + i];
+        }
+    }
+    return x;
+}
+
+fn final_state(at: vec2<u32>, x: vec4<f32>) {
+    if (params.carries_out != 0u) {
+        for (var i = 0u; i < at.y; i++) {
+            state[at.x + i] = x[i];
+        }
+    }
+}

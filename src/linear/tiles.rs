@@ -1,0 +1,137 @@
+//! How the kernels of linear attention cut their work: a pure function of capabilities and
+//! configuration.
+
+use super::{FeatureMap, LinearAttention};
+use crate::{Alignment, Caps};
+
+/// Threads of one workgroup of `linear.recurrent` and `linear.delta_scan`.
+pub(super) const THREADS: u32 = 128;
+
+/// Threads of the kernels that own an element a thread, and of `linear.chunk_correct`.
+pub(super) const SMALL_THREADS: u32 = 64;
+
+/// Which half of a normalised call: the normaliser is a call of its own with values that are ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Half {
+    /// The outputs.
+    Values,
+    /// The denominators.
+    Ones,
+}
+
+/// Sizes that the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tiles {
+    /// Vectors of four features, compiled.
+    pub feature_vecs: u32,
+    /// Vectors of four value dimensions, compiled.
+    pub value_vecs: u32,
+    /// Vectors of four head dimensions, compiled.
+    pub head_vecs: u32,
+    /// Tokens of a chunk.
+    pub chunk: u32,
+    /// Vectors of columns of one workgroup: of the kernel over tokens, ...
+    pub recurrent_slice: u32,
+    /// ... over what chunks add to the state, ...
+    pub state_slice: u32,
+    /// ... over the corrections of the delta rules, ...
+    pub delta_slice: u32,
+    /// ... and over the outputs of chunks.
+    pub output_slice: u32,
+    /// Vectors of features in workgroup memory at a time, for the outputs of chunks.
+    pub chunk_vecs: u32,
+}
+
+impl Tiles {
+    /// The sizes for a configuration. The chunked kernels' are `None` where the device's workgroup
+    /// memory is too small for the chunk.
+    pub fn new(caps: &Caps, linear: &LinearAttention, half: Half) -> (Self, bool) {
+        let features = match linear.feature_map {
+            FeatureMap::Taylor2 => linear.features().next_multiple_of(4),
+            _ => caps.compiled_dim(linear.shape.head_dim),
+        };
+        let value_vecs = match half {
+            Half::Values => caps.compiled_dim(linear.shape.value_dim) / 4,
+            Half::Ones => 1,
+        };
+        let feature_vecs = features / 4;
+        let power = value_vecs.next_power_of_two();
+        let mut tiles = Self {
+            feature_vecs,
+            value_vecs,
+            head_vecs: caps.compiled_dim(linear.shape.head_dim) / 4,
+            chunk: linear.chunk.unwrap_or_else(|| default_chunk(linear)),
+            // 4096 elements of the state in registers, 32 a thread.
+            recurrent_slice: (1024 / features.next_power_of_two()).min(power).min(32),
+            state_slice: if value_vecs > 16 { 32 } else { 16 },
+            delta_slice: if features > 128 { 2 } else { 4 },
+            output_slice: value_vecs.min(32),
+            chunk_vecs: 4,
+        };
+        let fits = loop {
+            if tiles.output_bytes(linear) <= caps.workgroup_memory {
+                break true;
+            }
+            if tiles.chunk_vecs > 1 {
+                tiles.chunk_vecs /= 2;
+            } else if tiles.output_slice > tiles.chunk / 4 {
+                tiles.output_slice = tiles.output_slice.div_ceil(2);
+            } else {
+                break false;
+            }
+        };
+        (tiles, fits && tiles.delta_bytes() <= caps.workgroup_memory)
+    }
+
+    /// Bytes of workgroup memory of `linear.chunk_output`: the arithmetic of the shader.
+    fn output_bytes(&self, linear: &LinearAttention) -> u32 {
+        let stage_stride = self.chunk_vecs | 1;
+        let columns = self.output_slice.next_multiple_of(self.chunk / 4);
+        let tokens = if linear.rule.is_per_key_dim() { 4 } else { 2 } * self.chunk * stage_stride;
+        let products = tokens + 4 * self.chunk_vecs * columns;
+        let weights = 4 * self.chunk + 16 * columns;
+        16 * products.max(weights) + 8 * self.chunk
+    }
+
+    /// Bytes of workgroup memory of `linear.delta_scan`.
+    fn delta_bytes(&self) -> u32 {
+        16 * self.delta_slice * (4 * self.feature_vecs + self.chunk)
+    }
+
+    /// Bytes that the workspace keeps of one chunk: the arithmetic of `entry.wgsl`.
+    pub fn entry_bytes(&self, linear: &LinearAttention) -> u64 {
+        let state = 4 * self.feature_vecs * self.value_vecs;
+        let delta = self.chunk * (self.value_vecs + 2 * self.feature_vecs);
+        16 * u64::from(state + if linear.rule.is_delta() { delta } else { 0 })
+    }
+
+    /// Columns of gates that are summed.
+    pub fn gates(&self, linear: &LinearAttention) -> u32 {
+        if linear.rule.is_per_key_dim() { 4 * self.feature_vecs } else { 1 }
+    }
+
+    /// Bytes of the sums of one chunk's gates.
+    pub fn sum_bytes(&self, linear: &LinearAttention) -> u64 {
+        8 * u64::from(self.chunk) * u64::from(self.gates(linear))
+    }
+
+    /// Chunks of one sequence, empty ones among them: see `sequences.wgsl`.
+    pub fn slots(&self, linear: &LinearAttention, documents: u32) -> u32 {
+        let len = linear.shape.key_len;
+        if documents == 1 { len.div_ceil(self.chunk).max(1) } else { len / self.chunk + documents }
+    }
+}
+
+/// Tokens of a chunk where none are asked for. Exponentials for every pair and dimension, and the
+/// substitution of the delta rules, grow with its square.
+const fn default_chunk(linear: &LinearAttention) -> u32 {
+    if linear.rule.is_per_key_dim() || linear.rule.is_delta() { 32 } else { 64 }
+}
+
+/// How the tensors of one half are reached: the denominators are f32 numbers of a workspace.
+pub(super) fn alignment(linear: &LinearAttention, half: Half) -> Alignment {
+    match half {
+        Half::Values => linear.alignment(),
+        Half::Ones => Alignment::Any,
+    }
+}

@@ -1,0 +1,303 @@
+//! The algorithms that can compute linear attention, and the choice between them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::tiles::{Half, SMALL_THREADS, THREADS, Tiles, alignment};
+use super::{FeatureMap, LinearAttention};
+use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
+use crate::workspace::dtype_fragment;
+use crate::{Alignment, Caps, Error, Unsupported};
+
+/// An algorithm: the recurrence itself, or the one over chunks of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LinearVariant {
+    /// Token by token, for decoding: `shaders/linear/recurrent.wgsl`.
+    Recurrent,
+    /// What each chunk adds to the state, a scan over chunks, then the outputs of all chunks.
+    Chunked,
+}
+
+/// Storage buffers that the kernels bind.
+const STORAGE_BUFFERS: u32 = 8;
+
+/// Up to so many tokens are taken one by one when nothing is forced.
+const RECURRENT_TOKENS: u32 = 16;
+
+/// The bindings of the kernels that see tokens: see `shaders/linear/tensors.wgsl`.
+const TENSORS: &[Binding] = &[
+    Binding::Uniform,
+    Binding::Read,
+    Binding::Read,
+    Binding::Read,
+    Binding::Write,
+    Binding::Write,
+    Binding::Read,
+    Binding::Read,
+    Binding::Read,
+];
+
+/// The bindings of the scans: see `shaders/linear/scan.wgsl`.
+const SCAN: &[Binding] =
+    &[Binding::Uniform, Binding::Write, Binding::Write, Binding::Read, Binding::Read];
+
+/// The bindings of `linear.chunk_sums`.
+const SUMS: &[Binding] = &[Binding::Uniform, Binding::Read, Binding::Write, Binding::Read];
+
+/// One kernel: a file of `shaders/linear/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kernel {
+    Recurrent,
+    ChunkSums,
+    ChunkState,
+    StateScan,
+    ChunkCorrect,
+    DeltaScan,
+    ChunkOutput,
+}
+
+impl LinearVariant {
+    /// All of them, in the order in which `plan` asks them.
+    pub const ALL: [Self; 2] = [Self::Chunked, Self::Recurrent];
+
+    /// The name on the command line and in files: `chunked`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Recurrent => "recurrent",
+            Self::Chunked => "chunked",
+        }
+    }
+
+    /// The label on the device and in benchmarks: `linear.chunked`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Recurrent => "linear.recurrent",
+            Self::Chunked => "linear.chunked",
+        }
+    }
+
+    /// `Ok` exactly when planning `linear` with this variant on such a device succeeds.
+    pub fn supports(self, caps: &Caps, linear: &LinearAttention) -> Result<(), Unsupported> {
+        let refuse = |reason: String| Err(Unsupported::new(self.label(), reason));
+        if let Err(error) = linear.validate() {
+            return refuse(error.to_string());
+        }
+        if caps.storage_buffers < STORAGE_BUFFERS {
+            return refuse(format!(
+                "it binds {STORAGE_BUFFERS} storage buffers and the device's maxStorageBuffersPerShaderStage is {}",
+                caps.storage_buffers
+            ));
+        }
+        let (tiles, fits) = Tiles::new(caps, linear, Half::Values);
+        let threads = match self {
+            Self::Recurrent => THREADS,
+            Self::Chunked => THREADS.max(2 * tiles.chunk),
+        };
+        if threads > caps.workgroup_invocations {
+            return refuse(format!(
+                "it runs {threads} invocations a workgroup and the device's maxComputeInvocationsPerWorkgroup is {}",
+                caps.workgroup_invocations
+            ));
+        }
+        if self == Self::Recurrent {
+            return Ok(());
+        }
+        if linear.rule.is_delta() && tiles.chunk > 32 {
+            return refuse(format!(
+                "chunks of the delta rules have at most 32 tokens, not {}",
+                tiles.chunk
+            ));
+        }
+        if !fits {
+            return refuse(format!(
+                "chunks of {} tokens do not fit {} bytes of workgroup memory (maxComputeWorkgroupStorageSize)",
+                tiles.chunk, caps.workgroup_memory
+            ));
+        }
+        Ok(())
+    }
+
+    /// The variant that [`LinearAttention::plan`] takes: the recurrence for few tokens, chunks for
+    /// many; logs who was refused and why.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reasons of all, where none can.
+    pub fn choose(caps: &Caps, linear: &LinearAttention) -> Result<Self, Error> {
+        let preferred = if linear.shape.key_len <= RECURRENT_TOKENS {
+            [Self::Recurrent, Self::Chunked]
+        } else {
+            Self::ALL
+        };
+        let mut refusals: Vec<Unsupported> = Vec::new();
+        for variant in preferred {
+            match variant.supports(caps, linear) {
+                Ok(()) => {
+                    log::info!("chose {}; refused: {refusals:?}", variant.label());
+                    return Ok(variant);
+                }
+                Err(refusal) => refusals.push(refusal),
+            }
+        }
+        let reasons: Vec<_> =
+            refusals.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
+        Err(Unsupported::new("linear", reasons.join("; ")).into())
+    }
+
+    /// The kernels of the variant, in the order in which they run.
+    pub(super) fn kernels(self, linear: &LinearAttention) -> Vec<Kernel> {
+        let mut kernels = Vec::new();
+        if self == Self::Recurrent {
+            return vec![Kernel::Recurrent];
+        }
+        if linear.rule.is_gated() {
+            kernels.push(Kernel::ChunkSums);
+        }
+        kernels.extend(if linear.rule.is_delta() {
+            [Kernel::ChunkCorrect, Kernel::DeltaScan]
+        } else {
+            [Kernel::ChunkState, Kernel::StateScan]
+        });
+        kernels.push(Kernel::ChunkOutput);
+        kernels
+    }
+}
+
+impl Kernel {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Recurrent => "linear.recurrent",
+            Self::ChunkSums => "linear.chunk_sums",
+            Self::ChunkState => "linear.chunk_state",
+            Self::StateScan => "linear.state_scan",
+            Self::ChunkCorrect => "linear.chunk_correct",
+            Self::DeltaScan => "linear.delta_scan",
+            Self::ChunkOutput => "linear.chunk_output",
+        }
+    }
+
+    const fn fragment(self) -> Fragment {
+        match self {
+            Self::Recurrent => fragment!(super "linear/recurrent.wgsl"),
+            Self::ChunkSums => fragment!(super "linear/chunk_sums.wgsl"),
+            Self::ChunkState => fragment!(super "linear/chunk_state.wgsl"),
+            Self::StateScan => fragment!(super "linear/state_scan.wgsl"),
+            Self::ChunkCorrect => fragment!(super "linear/chunk_correct.wgsl"),
+            Self::DeltaScan => fragment!(super "linear/delta_scan.wgsl"),
+            Self::ChunkOutput => fragment!(super "linear/chunk_output.wgsl"),
+        }
+    }
+
+    const fn bindings(self) -> &'static [Binding] {
+        match self {
+            Self::ChunkSums => SUMS,
+            Self::StateScan | Self::DeltaScan => SCAN,
+            _ => TENSORS,
+        }
+    }
+
+    /// The composed shader.
+    pub fn source(
+        self,
+        linear: &LinearAttention,
+        half: Half,
+        tiles: &Tiles,
+        (header, target): (Header, Target),
+    ) -> Source {
+        let rule = linear.rule;
+        let mut header = header
+            .switch("GATED", rule.is_gated())
+            .switch("PER_KEY_DIM", rule.is_per_key_dim())
+            .switch("DELTA", rule.is_delta())
+            .size("FEATURE_VECS", tiles.feature_vecs)
+            .size("CHUNK", tiles.chunk)
+            .size("GATES", tiles.gates(linear));
+        let mut fragments = vec![fragment!(super "linear/params.wgsl")];
+        if self != Self::ChunkSums {
+            header = header.size("VALUE_VECS", tiles.value_vecs);
+        }
+        if self.bindings() == TENSORS {
+            header = header
+                .switch("ONES", half == Half::Ones)
+                .switch("NORMALIZE", linear.normalize.is_some() && half == Half::Values)
+                .size("HEAD_VECS", tiles.head_vecs)
+                .size(
+                    "FEATURE_MAP",
+                    match linear.feature_map {
+                        FeatureMap::Identity => 0,
+                        FeatureMap::Silu => 1,
+                        FeatureMap::Elu1 => 2,
+                        FeatureMap::Taylor2 => 3,
+                    },
+                );
+            fragments.extend(tensor_fragments(self, linear, half));
+        }
+        fragments.push(fragment!(super "linear/sequences.wgsl"));
+        if !matches!(self, Self::Recurrent | Self::ChunkSums) {
+            fragments.push(fragment!(super "linear/entry.wgsl"));
+        }
+        let (threads, slice) = match self {
+            Self::Recurrent => (Some(THREADS), Some(tiles.recurrent_slice)),
+            Self::DeltaScan => (Some(THREADS), Some(tiles.delta_slice)),
+            Self::ChunkSums | Self::StateScan | Self::ChunkCorrect => (Some(SMALL_THREADS), None),
+            Self::ChunkState => (None, Some(tiles.state_slice)),
+            Self::ChunkOutput => {
+                header = header.size("CHUNK_VECS", tiles.chunk_vecs);
+                (None, Some(tiles.output_slice))
+            }
+        };
+        if let Some(threads) = threads {
+            header = header.size("THREADS", threads);
+        }
+        if let Some(slice) = slice {
+            header = header.size("SLICE_VECS", slice);
+        }
+        match self {
+            Self::StateScan | Self::DeltaScan => {
+                fragments.push(fragment!(super "linear/scan.wgsl"))
+            }
+            Self::Recurrent | Self::ChunkSums => {}
+            _ => fragments.push(fragment!(super "linear/chunks.wgsl")),
+        }
+        fragments.push(self.fragment());
+        Source::compose(self.label(), target, &header, &fragments, self.bindings())
+    }
+}
+
+/// The fragments through which a kernel sees its tensors.
+fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec<Fragment> {
+    let alignment = alignment(linear, half);
+    let mut fragments = vec![
+        dtype_fragment(linear.dtype),
+        match alignment {
+            Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
+            Alignment::Any => fragment!(super "attention/load_any.wgsl"),
+        },
+    ];
+    if kernel == Kernel::Recurrent {
+        fragments.push(match alignment {
+            Alignment::Vec4 => fragment!(super "linear/state_vec4.wgsl"),
+            Alignment::Any => fragment!(super "linear/state_any.wgsl"),
+        });
+    }
+    fragments.push(fragment!(super "linear/tensors.wgsl"));
+    fragments.push(fragment!(super "linear/features.wgsl"));
+    fragments
+}
+
+impl fmt::Display for LinearVariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for LinearVariant {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|v| v.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|v| v.name()).collect();
+            Error::config("variant", format!("one of {}", names.join(", ")), format!("`{name}`"))
+        })
+    }
+}

@@ -1,0 +1,459 @@
+//! Linear attention on the device, every supported variant forced, against the f64 reference.
+
+mod common;
+
+use common::{Layout, Placed, Random, context};
+use wgpu_attention::linear::reference::{HostInputs, Reference};
+use wgpu_attention::{
+    Array, Carry, Context, DType, Error, FeatureMap, LinearAttention, LinearInputs, LinearOutputs,
+    LinearVariant, Rule, Shape,
+};
+
+const RULES: [Rule; 6] = [
+    Rule::Decay,
+    Rule::Gated { per_key_dim: false },
+    Rule::Gated { per_key_dim: true },
+    Rule::Delta,
+    Rule::GatedDelta { per_key_dim: false },
+    Rule::GatedDelta { per_key_dim: true },
+];
+
+/// One call with everything it reads.
+#[derive(Clone)]
+struct Case {
+    linear: LinearAttention,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    decay: Option<Vec<f32>>,
+    gate: Option<Vec<f32>>,
+    beta: Option<Vec<f32>>,
+    starts: Option<Vec<u32>>,
+    state: Option<Vec<f32>>,
+    normalizer: Option<Vec<f32>>,
+    layout: Layout,
+    /// Of gates and β.
+    side_dtype: DType,
+}
+
+/// What a call gave.
+struct Given {
+    out: Vec<f32>,
+    state: Option<Vec<f32>>,
+    normalizer: Option<Vec<f32>>,
+}
+
+fn count(shape: [u32; 4]) -> usize {
+    shape.iter().map(|&n| n as usize).product()
+}
+
+impl Case {
+    fn new(linear: LinearAttention, seed: u64) -> Self {
+        Self::with_starts(linear, seed, None)
+    }
+
+    /// Draws all tensors; keys of the delta rules are about as long as 1, as those rules want them.
+    fn with_starts(linear: LinearAttention, seed: u64, starts: Option<Vec<u32>>) -> Self {
+        let mut random = Random::new(seed);
+        let (shape, dtype) = (linear.shape, linear.dtype);
+        let documents = starts.as_ref().map_or(1, |starts| starts.len() as u32 - 1);
+        let mut key = random.normal(dtype, count(shape.key()));
+        if linear.rule.is_delta() {
+            let length = (shape.head_dim as f32).sqrt();
+            let scaled: Vec<f32> = key.iter().map(|x| x / length).collect();
+            key = dtype.decode(&dtype.encode(&scaled));
+        }
+        let mut unit = |n: usize, from: f32, to: f32| -> Vec<f32> {
+            (0..n).map(|_| from + (to - from) * random.unit()).collect()
+        };
+        let decay = (linear.rule == Rule::Decay).then(|| unit(shape.key_heads as usize, 0.0, 0.3));
+        let gate = linear.rule.is_gated().then(|| unit(count(linear.gate()), -0.5, 0.0));
+        // Corrections by more than β|k|² = 2 grow without bound.
+        let longest = match linear.feature_map {
+            FeatureMap::Identity | FeatureMap::Silu => 1.0,
+            _ => 2.0 * linear.features() as f32,
+        };
+        let beta = linear.rule.is_delta().then(|| unit(count(linear.beta()), 0.0, 1.0 / longest));
+        let carried = linear.carry == Carry::InOut;
+        let state = carried.then(|| unit(count(linear.state(documents)), -1.0, 1.0));
+        let normalizer = (carried && linear.normalize.is_some())
+            .then(|| unit(count(linear.normalizer(documents)), 1.0, 2.0));
+        Self {
+            query: random.normal(dtype, count(shape.query())),
+            value: random.normal(dtype, count(shape.value())),
+            key,
+            decay,
+            gate,
+            beta,
+            starts,
+            state,
+            normalizer,
+            layout: Layout::Dense,
+            side_dtype: DType::F32,
+            linear,
+        }
+    }
+
+    fn with_layout(mut self, layout: Layout) -> Self {
+        if layout == Layout::Shared {
+            let batch = self.linear.shape.batch as usize;
+            for values in [&mut self.query, &mut self.key, &mut self.value] {
+                let first = values[..values.len() / batch].to_vec();
+                values.chunks_mut(first.len().max(1)).for_each(|part| part.copy_from_slice(&first));
+            }
+        }
+        self.layout = layout;
+        self
+    }
+
+    /// Rounds gates and β to a dtype of their own.
+    fn with_side_dtype(mut self, dtype: DType) -> Self {
+        for values in [&mut self.gate, &mut self.beta].into_iter().flatten() {
+            *values = dtype.decode(&dtype.encode(values));
+        }
+        self.side_dtype = dtype;
+        self
+    }
+
+    fn host(&self) -> HostInputs<'_> {
+        let mut host = HostInputs::new(&self.query, &self.key, &self.value);
+        host.decay = self.decay.as_deref();
+        host.gate = self.gate.as_deref();
+        host.beta = self.beta.as_deref();
+        host.starts = self.starts.as_deref();
+        host.state = self.state.as_deref();
+        host.normalizer = self.normalizer.as_deref();
+        host
+    }
+
+    fn run(&self, context: &Context, variant: Option<LinearVariant>) -> Result<Given, Error> {
+        let (linear, shape) = (&self.linear, &self.linear.shape);
+        let plan = pollster::block_on(async {
+            match variant {
+                Some(variant) => linear.plan_with(context, variant).await,
+                None => linear.plan(context).await,
+            }
+        })?;
+        let place = |shape, values: &[f32]| {
+            Placed::new(context, linear.dtype, shape, self.layout, Some(values))
+        };
+        let side = |shape, values: &Option<Vec<f32>>| {
+            let values = values.as_ref()?;
+            Some(Placed::new(context, self.side_dtype, shape, Layout::Packed, Some(values)))
+        };
+        let query = place(shape.query(), &self.query);
+        let key = place(shape.key(), &self.key);
+        let value = place(shape.value(), &self.value);
+        let gate = side(linear.gate(), &self.gate);
+        let beta = side(linear.beta(), &self.beta);
+        let mut inputs = LinearInputs::new(query.view(), key.view(), value.view());
+        inputs.gate = gate.as_ref().map(Placed::view);
+        inputs.beta = beta.as_ref().map(Placed::view);
+        inputs.decay = self.decay.as_deref().map(Array::f32);
+        inputs.starts = self.starts.as_deref().map(Array::u32);
+
+        let layout = if self.layout == Layout::Shared { Layout::Dense } else { self.layout };
+        let out = Placed::new(context, linear.dtype, shape.out(), layout, None);
+        let documents = self.starts.as_ref().map_or(1, |starts| starts.len() as u32 - 1);
+        let carried = |shape, layout, values: &Option<Vec<f32>>| {
+            Placed::new(context, DType::F32, shape, layout, values.as_deref())
+        };
+        let state = carried(linear.state(documents), layout, &self.state);
+        let normalizer = carried(linear.normalizer(documents), Layout::Dense, &self.normalizer);
+        let mut outputs = LinearOutputs::new(out.view());
+        if linear.carry != Carry::None {
+            outputs.state = Some(state.view());
+            outputs.normalizer = linear.normalize.map(|_| normalizer.view());
+        }
+        let bound = plan.bind(&inputs, &outputs)?;
+        pollster::block_on(context.run(&bound))?;
+        Ok(Given {
+            out: out.read(context),
+            state: outputs.state.map(|_| state.read(context)),
+            normalizer: outputs.normalizer.map(|_| normalizer.read(context)),
+        })
+    }
+
+    /// Runs every variant and compares it with the reference.
+    fn check(&self, context: &Context) {
+        let host = self.host();
+        let reference = Reference::new(&self.linear, &host).expect("a valid case");
+        for variant in LinearVariant::ALL {
+            if variant.supports(context.caps(), &self.linear).is_err() {
+                assert_ne!(variant, LinearVariant::Recurrent, "it supports everything");
+                continue;
+            }
+            let given = self.run(context, Some(variant)).expect("a supported variant runs");
+            let found =
+                reference.check(&given.out, given.state.as_deref(), given.normalizer.as_deref());
+            assert!(found.ok(), "{variant} {:?} {:?}: {found:?}", self.layout, self.linear);
+        }
+    }
+}
+
+/// A shape for tests that are not about shapes.
+fn small() -> Shape {
+    Shape::new(2, 4, 70, 16).with_key_value_heads(2).with_value_dim(32)
+}
+
+#[test]
+fn every_rule() {
+    let Some(context) = context() else { return };
+    for (seed, rule) in RULES.into_iter().enumerate() {
+        for carry in [Carry::InOut, Carry::None, Carry::Out] {
+            let linear =
+                LinearAttention::new(small(), DType::F32).with_rule(rule).with_carry(carry);
+            Case::new(linear, seed as u64).check(context);
+        }
+    }
+}
+
+#[test]
+fn every_feature_map_and_normalizer() {
+    let Some(context) = context() else { return };
+    for (seed, map) in FeatureMap::ALL.into_iter().enumerate() {
+        let rules = [Rule::Decay, Rule::Gated { per_key_dim: true }, Rule::Delta];
+        for rule in rules {
+            let mut linear = LinearAttention::new(small(), DType::F32)
+                .with_rule(rule)
+                .with_feature_map(map)
+                .with_carry(Carry::InOut)
+                .with_scale(0.25);
+            if linear.validate().is_err() {
+                continue;
+            }
+            if matches!(map, FeatureMap::Elu1 | FeatureMap::Taylor2) && !rule.is_delta() {
+                linear = linear.with_normalizer(1e-6);
+            }
+            Case::new(linear, seed as u64).check(context);
+        }
+    }
+}
+
+/// Whole chunks, one token more and one less; nothing at all.
+#[test]
+fn lengths() {
+    let Some(context) = context() else { return };
+    for (seed, len) in [0, 1, 16, 17, 63, 64, 65, 913, 1213].into_iter().enumerate() {
+        for rule in [Rule::Decay, Rule::GatedDelta { per_key_dim: false }] {
+            let shape = Shape::new(1, 2, len, 16).with_value_dim(32);
+            let linear =
+                LinearAttention::new(shape, DType::F32).with_rule(rule).with_carry(Carry::InOut);
+            Case::new(linear, seed as u64).check(context);
+        }
+    }
+}
+
+#[test]
+fn every_dtype_and_layout() {
+    let Some(context) = context() else { return };
+    for dtype in DType::ALL {
+        for (dim, apart) in [(16, 4), (7, 3)] {
+            let shape = Shape::new(2, 2, 70, dim);
+            let linear = LinearAttention::new(shape, dtype).with_carry(Carry::InOut);
+            let layouts = [Layout::Dense, Layout::Packed, Layout::Apart(apart), Layout::Shared];
+            for (seed, layout) in layouts.into_iter().enumerate() {
+                Case::new(linear, seed as u64).with_layout(layout).check(context);
+            }
+        }
+        let gated = LinearAttention::new(small(), DType::F32)
+            .with_rule(Rule::GatedDelta { per_key_dim: true });
+        Case::new(gated, 5).with_side_dtype(dtype).check(context);
+    }
+}
+
+#[test]
+fn head_dims() {
+    let Some(context) = context() else { return };
+    let dims = [(1, 1), (40, 96), (128, 128), (256, 256), (255, 130)];
+    for (seed, (head_dim, value_dim)) in dims.into_iter().enumerate() {
+        let shape = Shape::new(1, 2, 70, head_dim).with_value_dim(value_dim);
+        let linear = LinearAttention::new(shape, DType::F32).with_carry(Carry::InOut);
+        Case::new(linear, seed as u64).check(context);
+    }
+    let shape = Shape::new(1, 1, 70, 256);
+    for rule in [Rule::Gated { per_key_dim: true }, Rule::Delta] {
+        Case::new(LinearAttention::new(shape, DType::F32).with_rule(rule), 9).check(context);
+    }
+}
+
+#[test]
+fn grouped_heads() {
+    let Some(context) = context() else { return };
+    for (query_heads, key_heads) in [(6, 1), (6, 2), (12, 4), (3, 3)] {
+        let shape =
+            Shape::new(2, query_heads, 70, 16).with_key_value_heads(key_heads).with_value_dim(32);
+        Case::new(LinearAttention::new(shape, DType::F32), 7).check(context);
+    }
+}
+
+/// Documents of all lengths, none among them, each with a state of its own.
+#[test]
+fn documents() {
+    let Some(context) = context() else { return };
+    let starts =
+        [vec![0, 70], vec![0, 1, 1, 30, 62, 70], vec![0, 0, 0, 64, 65, 70, 70], vec![0, 33, 70]];
+    for (seed, starts) in starts.into_iter().enumerate() {
+        for rule in [Rule::Decay, Rule::Gated { per_key_dim: false }, Rule::Delta] {
+            for carry in [Carry::None, Carry::InOut] {
+                let linear = LinearAttention::new(small(), DType::F32)
+                    .with_rule(rule)
+                    .with_documents()
+                    .with_carry(carry);
+                Case::with_starts(linear, seed as u64, Some(starts.clone())).check(context);
+            }
+        }
+    }
+    let normalized = LinearAttention::new(small(), DType::F32)
+        .with_feature_map(FeatureMap::Elu1)
+        .with_normalizer(1e-6)
+        .with_documents()
+        .with_carry(Carry::InOut);
+    Case::with_starts(normalized, 3, Some(vec![0, 33, 70])).check(context);
+}
+
+/// A NaN spoils what follows it in its document and nothing of any other.
+#[test]
+fn non_finite_values_stay_in_their_document() {
+    let Some(context) = context() else { return };
+    for rule in [Rule::Decay, Rule::Gated { per_key_dim: false }, Rule::Delta] {
+        let shape = Shape::new(1, 1, 70, 16).with_value_dim(32);
+        let linear = LinearAttention::new(shape, DType::F32).with_rule(rule).with_documents();
+        let sound = Case::with_starts(linear, 6, Some(vec![0, 20, 45, 70]));
+        let mut spoiled = sound.clone();
+        spoiled.key[30 * 16 + 5] = f32::NAN;
+        for variant in LinearVariant::ALL {
+            let want = sound.run(context, Some(variant)).expect("runs").out;
+            let got = spoiled.run(context, Some(variant)).expect("runs").out;
+            assert_eq!(want[..20 * 32], got[..20 * 32], "{variant}: before the document");
+            assert_eq!(want[45 * 32..], got[45 * 32..], "{variant}: after the document");
+            assert!(got[30 * 32..45 * 32].iter().all(|x| x.is_nan()), "{variant}: in it");
+        }
+    }
+}
+
+/// No decay at all, and decay that leaves nothing.
+#[test]
+fn extreme_decays() {
+    let Some(context) = context() else { return };
+    for slopes in [[0.0, 1e-7], [5.0, 1e4], [1e-3, 90.0]] {
+        let linear = LinearAttention::new(small(), DType::F32).with_carry(Carry::InOut);
+        let mut case = Case::new(linear, 1);
+        case.decay = Some(slopes.to_vec());
+        case.check(context);
+    }
+    for rule in RULES.into_iter().filter(|rule| rule.is_gated()) {
+        let linear = LinearAttention::new(small(), DType::F32).with_rule(rule);
+        let case = Case::new(linear, 2);
+        let gates = [|_| 0.0, |i| if i % 3 == 0 { -1e6 } else { -0.01 }, |_| f32::NEG_INFINITY];
+        for gate in gates {
+            let mut case = case.clone();
+            let values = case.gate.iter_mut().flatten();
+            values.enumerate().for_each(|(i, x)| *x = gate(i));
+            case.check(context);
+        }
+    }
+}
+
+/// A sequence cut in two at every position, the second part going on with the first one's state.
+#[test]
+fn state_is_handed_over_at_every_cut() {
+    let Some(context) = context() else { return };
+    let len = 70;
+    let rules = [Rule::Decay, Rule::Gated { per_key_dim: true }, Rule::Delta];
+    for (seed, rule) in rules.into_iter().enumerate() {
+        let shape = Shape::new(1, 2, len, 16).with_value_dim(32);
+        let whole =
+            LinearAttention::new(shape, DType::F32).with_rule(rule).with_carry(Carry::InOut);
+        let case = Case::new(whole, seed as u64);
+        let host = case.host();
+        let reference = Reference::new(&case.linear, &host).expect("a valid case");
+        for cut in 0..=len {
+            let first = case.part(0, cut).run(context, None).expect("runs");
+            let mut rest = case.part(cut, len);
+            rest.state = first.state;
+            let second = rest.run(context, None).expect("runs");
+            let rows = |out: &[f32], len: u32, head: u32| {
+                let size = (len * 32) as usize;
+                out[head as usize * size..][..size].to_vec()
+            };
+            let joined: Vec<f32> = (0..2)
+                .flat_map(|head| {
+                    let mut out = rows(&first.out, cut, head);
+                    out.extend(rows(&second.out, len - cut, head));
+                    out
+                })
+                .collect();
+            let found = reference.check(&joined, second.state.as_deref(), None);
+            assert!(found.ok(), "cut at {cut}: {found:?}");
+        }
+    }
+}
+
+impl Case {
+    /// Some of the tokens.
+    fn part(&self, from: u32, to: u32) -> Self {
+        let mut part = self.clone();
+        let len = self.linear.shape.key_len;
+        part.linear.shape.query_len = to - from;
+        part.linear.shape.key_len = to - from;
+        let cut = |values: &[f32]| {
+            let Some(row) = values.len().checked_div((2 * len) as usize) else { return vec![] };
+            let head = |head: &[f32]| head[from as usize * row..to as usize * row].to_vec();
+            values.chunks(len as usize * row).flat_map(head).collect::<Vec<_>>()
+        };
+        part.query = cut(&self.query);
+        part.key = cut(&self.key);
+        part.value = cut(&self.value);
+        part.gate = self.gate.as_deref().map(cut);
+        part.beta = self.beta.as_deref().map(cut);
+        part
+    }
+}
+
+/// Errors do not grow with length.
+#[test]
+fn a_long_sequence() {
+    let Some(context) = context() else { return };
+    for rule in [Rule::Decay, Rule::Gated { per_key_dim: false }] {
+        let shape = Shape::new(1, 1, 65_536, 16).with_value_dim(32);
+        let linear = LinearAttention::new(shape, DType::F32).with_rule(rule);
+        let mut case = Case::new(linear, 4);
+        case.decay = case.decay.map(|_| vec![1e-3]);
+        case.gate = case.gate.map(|gate| gate.into_iter().map(|g| 0.01 * g).collect());
+        let host = case.host();
+        let reference = Reference::new(&case.linear, &host).expect("a valid case");
+        let given = case.run(context, Some(LinearVariant::Chunked)).expect("runs");
+        let found = reference.check(&given.out, None, None);
+        assert!(found.ok(), "{rule:?}: {found:?}");
+    }
+}
+
+/// A workspace that holds few chunks at a time, and a binding limit that holds few heads.
+#[test]
+fn segments() {
+    let Some(context) = context() else { return };
+    let mut caps = context.caps().clone();
+    // One head of values, or eight states, or two chunks of the delta rule.
+    caps.storage_binding = 17_000;
+    let small_device = Context::with_caps(caps, context.device(), context.queue());
+    for rule in [Rule::Decay, Rule::Gated { per_key_dim: false }, Rule::Delta] {
+        let shape = Shape::new(2, 2, 130, 16).with_value_dim(32);
+        let linear = LinearAttention::new(shape, DType::F32)
+            .with_rule(rule)
+            .with_chunk(16)
+            .with_carry(Carry::InOut);
+        Case::new(linear, 8).check(&small_device);
+    }
+}
+
+/// The same plan gives the same bits.
+#[test]
+fn deterministic() {
+    let Some(context) = context() else { return };
+    let case = Case::new(LinearAttention::new(small(), DType::F32), 9);
+    let first = case.run(context, None).expect("runs").out;
+    for _ in 0..5 {
+        assert_eq!(case.run(context, None).expect("runs").out, first);
+    }
+}
