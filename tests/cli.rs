@@ -267,6 +267,12 @@ fn wrong_options_are_named() {
         (&["--align", "top-left"], &["--align", "`query_offset`"]),
         (&["--scores", "raw"], &["--scores", "probabilities"]),
         (&["--variant", "fast"], &["--variant", "tiled"]),
+        (&["--pattern", "moon(3)"], &["--pattern", "strided(stride)", "oracle"]),
+        (&["--pattern", "oracle(density=2)"], &["--pattern", "up to 1"]),
+        (&["--pattern", "sink(1)", "--keys", "blocks"], &["--pattern", "--keys"]),
+        (&["--keys", "blocks"], &["`block_offsets`", "--keys is blocks"]),
+        (&["--keys", "indices"], &["`key_index_offsets`", "--keys is indices"]),
+        (&["--block", "a"], &["--block", "number of tokens"]),
         (&["--adapter", "no such adapter"], &["--adapter", "no such adapter"]),
         (&["--adapter", "reference", "--variant", "tiled"], &["--variant", "reference"]),
     ];
@@ -347,6 +353,65 @@ fn device_agrees_with_the_reference_on_all_modifiers() {
         let (_, numbers) = read_floats(&folder.path("out.safetensors"), name);
         assert!(numbers.iter().all(|x| !x.is_nan()), "{name}");
     }
+}
+
+/// One sequence with lists of keys in every form: 2 heads over 1, 40 queries, 70 keys.
+fn listed() -> Vec<Tensor> {
+    vec![
+        floats("q", &[1, 2, 40, 8]),
+        floats("k", &[1, 1, 70, 8]),
+        floats("v", &[1, 1, 70, 4]),
+        bytes("block_mask", Dtype::BOOL, &[1, 2, 3, 5]),
+        integers("key_index_offsets", &[4], &[0, 2, 2, 5]),
+        integers("key_indices", &[5], &[3, 69, 0, 1, 40]),
+    ]
+}
+
+#[test]
+fn device_agrees_with_the_reference_on_lists_and_patterns() {
+    if common::context().is_none() {
+        return;
+    }
+    let folder = Folder::new(&listed());
+    let offsets = Folder::new(&[
+        listed()[0].clone(),
+        listed()[1].clone(),
+        listed()[2].clone(),
+        integers("block_offsets", &[7], &[0, 1, 2, 2, 4, 4, 5]),
+        integers("block_entries", &[5], &[5, 60, 0, 20, 33]),
+    ]);
+    for (folder, args) in [
+        (&folder, ["--keys", "blocks", "--block", "16"]),
+        (&offsets, ["--keys", "blocks", "--block", "16"]),
+        (&folder, ["--keys", "indices", "--block", "16"]),
+        (&folder, ["--pattern", "sink(2) + window(9)", "--block", "16,32"]),
+        (&folder, ["--pattern", "oracle(density=0.3, block=16)", "--mask", "causal"]),
+    ] {
+        let output = folder.run(&[&args[..], &["--check", "--lse"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    }
+    let wrong = [listed(), vec![integers("block_offsets", &[2], &[0, 0])]].concat();
+    let wrong: Vec<_> = wrong.into_iter().filter(|tensor| tensor.0 != "block_mask").collect();
+    let wrong = [wrong, vec![integers("block_entries", &[1], &[0])]].concat();
+    let keys = ["--keys", "blocks", "--block", "16"];
+    Folder::new(&wrong).refused(&keys, &["`block_offsets`", "3 rows and the end", "2 values"]);
+}
+
+#[test]
+fn quality_is_measured_and_drawn() {
+    if common::context().is_none() {
+        return;
+    }
+    let q = |name| floats(name, &[1, 1, 200, 8]);
+    let folder = Folder::new(&[q("q"), q("k"), q("v")]);
+    let [input, csv, svg] = ["in.safetensors", "q.csv", "q.svg"].map(|name| folder.path(name));
+    let files = [text(&input), "--csv", text(&csv), "--svg", text(&svg), "--prefix", ""];
+    let small = ["--density", "0.3", "--seconds", "0"];
+    let output = program(&[&["quality"], &files[..], &small].concat());
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    assert!(stdout(&output).contains("oracle"));
+    assert_eq!(fs::read_to_string(csv).expect("written").lines().count(), 2 + 6);
+    assert!(fs::read_to_string(svg).expect("written").starts_with("<svg"));
 }
 
 #[test]

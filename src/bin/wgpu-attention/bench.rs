@@ -17,6 +17,7 @@ use crate::{device, print};
 
 mod attention;
 mod linear;
+mod merge;
 pub mod timing;
 
 /// Times the kernels over a sweep of lengths, after checking their results
@@ -27,6 +28,9 @@ pub struct Args {
     op: Op,
     #[command(flatten)]
     linear: linear::Options,
+    /// Times the merge of so many partial results of attention instead of attention
+    #[arg(long, value_name = "PARTS", value_parser = clap::value_parser!(u32).range(1..))]
+    merge: Option<u32>,
     /// Element types
     #[arg(long, value_delimiter = ',', default_value = "f32,f16", value_parser = parse_dtype)]
     dtype: Vec<DType>,
@@ -135,9 +139,10 @@ struct Measured {
 
 pub fn bench(args: &Args) -> Result<()> {
     let context = device::open(args.adapter.as_deref())?;
-    let entries = match args.op {
-        Op::Attention => attention::entries(args, context.caps())?,
-        Op::Linear => linear::entries(args, context.caps())?,
+    let entries = match (args.merge, args.op) {
+        (Some(parts), _) => merge::entries(args, context.caps(), parts)?,
+        (None, Op::Attention) => attention::entries(args, context.caps())?,
+        (None, Op::Linear) => linear::entries(args, context.caps())?,
     };
     let bar = ProgressBar::new(entries.len() as u64)
         .with_style(ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg}")?);
