@@ -98,6 +98,11 @@ pub struct Arrays<'a> {
     /// `u32 [batch | 1, query_heads | 1, query_len, ⌈key_len / 32⌉]`: a bit a pair, see
     /// [`pack_mask`](crate::mask::pack_mask).
     pub dense_mask: Option<(Array<'a>, Broadcast)>,
+    /// `u32 [rows + 1]`, ascending from 0: where each row of the lists of [`Keys`](crate::Keys)
+    /// starts among the entries, and the last one's end.
+    pub list_offsets: Option<Array<'a>>,
+    /// `u32 [entries]`: the entries of all rows, see [`Keys`](crate::Keys).
+    pub list_entries: Option<Array<'a>>,
     /// `f32 [query_heads]`: ALiBi's slopes.
     pub alibi_slopes: Option<Array<'a>>,
     /// `f32 [batch | 1, query_heads | 1, key_len]`: a bias per key.

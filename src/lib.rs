@@ -63,8 +63,10 @@ pub mod attention;
 mod caps;
 mod context;
 pub mod error;
+pub mod keys;
 pub mod linear;
 pub mod mask;
+pub mod merge;
 pub mod params;
 mod plan;
 mod readback;
@@ -80,11 +82,13 @@ pub use attention::{Activation, Attention, Output, Positions, Stage, Tiles, Vari
 pub use caps::Caps;
 pub use context::Context;
 pub use error::{Error, Unsupported};
+pub use keys::{KeyList, KeyRow, KeyRows, Keys, ListHeads, Lists, Pattern};
 pub use linear::{
     Carry, FeatureMap, LinearAttention, LinearInputs, LinearOutputs, LinearPlan, LinearVariant,
     Rule,
 };
 pub use mask::{Mask, MaskRows, Term, pack_mask};
+pub use merge::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule};
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
 pub use score::{Broadcast, Score};
 pub use shader::{Binding, Source, Target};

@@ -123,8 +123,66 @@ pub struct AttentionParams {
     pub stage: u32,
     /// AND-terms of the mask.
     pub terms: u32,
+    /// Start of the list's offsets in the metadata.
+    pub list_offsets_at: u32,
+    /// Start of the list's entries in the metadata.
+    pub list_entries_at: u32,
+    /// Number of the list's entries.
+    pub list_len: u32,
+    /// Rows of the list between batch entries.
+    pub list_batch: u32,
+    /// Rows between the list's heads.
+    pub list_head: u32,
+    /// Query heads that share a head of the list.
+    pub list_head_group: u32,
+    /// Queries that share a row of the list.
+    pub list_block_q: u32,
+    /// log2 of the keys of an entry.
+    pub list_shift: u32,
+    /// What is known of the list: 0 nothing, 1 it ascends without overlaps, 2 full entries are.
+    pub list_trust: u32,
+}
+
+/// Twin of `Params` in `shaders/merge/merge.wgsl`.
+///
+/// Strides and offsets are as in [`AttentionParams`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct MergeParams {
+    /// Of the parts' outputs, part after part along the batch axis.
+    pub parts: [u32; 4],
+    /// Of the parts' LSEs.
+    pub lse: [u32; 4],
+    /// Of the logits or weights.
+    pub weights: [u32; 4],
+    /// Of the output.
+    pub out: [u32; 4],
+    /// Of the merged LSE.
+    pub out_lse: [u32; 4],
+    /// Number of parts.
+    pub count: u32,
+    /// Batch entries of the output.
+    pub batch: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Rows of a head.
+    pub len: u32,
+    /// Elements of a row.
+    pub dim: u32,
+    /// Whether there are logits in place of LSEs.
+    pub has_logits: u32,
+    /// Whether there are log-weights.
+    pub has_log_weights: u32,
+    /// Whether the merged LSE is written.
+    pub has_lse: u32,
+    /// The bits of a NaN, which WGSL has no literal for.
+    pub nan: u32,
     /// Keeps the size a multiple of 16 bytes.
-    pub padding: u32,
+    pub padding_0: u32,
+    /// As `padding_0`.
+    pub padding_1: u32,
+    /// As `padding_0`.
+    pub padding_2: u32,
 }
 
 /// Twin of `Params` in `shaders/linear/params.wgsl`: one piece of one call of linear attention, or one

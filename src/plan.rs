@@ -51,7 +51,7 @@ pub struct Outputs<'a> {
     pub out: Option<View<'a>>,
     /// f32 `[batch, query_heads, query_len, 1]`.
     pub lse: Option<View<'a>>,
-    /// f32 `[batch, query_heads, query_len, key_len]`.
+    /// f32 `[batch, query_heads, query_len, key_len]`, or the sums over blocks.
     pub scores: Option<View<'a>>,
 }
 
@@ -68,7 +68,8 @@ impl<'a> Outputs<'a> {
         self
     }
 
-    /// The output of [`Output::Scores`](crate::Output::Scores).
+    /// The output of [`Output::Scores`](crate::Output::Scores) and of
+    /// [`Output::BlockSums`](crate::Output::BlockSums).
     pub const fn scores(scores: View<'a>) -> Self {
         Self { out: None, lse: None, scores: Some(scores) }
     }
@@ -198,10 +199,16 @@ pub struct PackedLayout {
     pub tree_bits: Option<u32>,
     /// [`Arrays::dense_mask`], in the metadata.
     pub dense_mask: Option<u32>,
+    /// [`Arrays::list_offsets`], in the metadata.
+    pub list_offsets: Option<u32>,
+    /// [`Arrays::list_entries`], in the metadata.
+    pub list_entries: Option<u32>,
     /// [`Arrays::alibi_slopes`], in the side buffer.
     pub alibi_slopes: Option<u32>,
     /// [`Arrays::key_bias`], in the side buffer.
     pub key_bias: Option<u32>,
+    /// [`MergeInputs::log_weights`](crate::MergeInputs::log_weights), in the side buffer.
+    pub log_weights: Option<u32>,
     /// [`LinearInputs::starts`](crate::LinearInputs::starts), in the metadata.
     pub starts: Option<u32>,
     /// [`LinearInputs::decay`](crate::LinearInputs::decay), in the metadata, as bits.

@@ -5,9 +5,9 @@ mod common;
 
 use std::mem::{offset_of, size_of};
 
-use wgpu_attention::params::{AttentionParams, LinearParams, NarrowParams};
+use wgpu_attention::params::{AttentionParams, LinearParams, MergeParams, NarrowParams};
 use wgpu_attention::{
-    Alignment, Attention, Binding, Caps, DType, LinearAttention, LinearVariant, Rule, Shape,
+    Alignment, Attention, Binding, Caps, DType, LinearAttention, LinearVariant, Merge, Rule, Shape,
     Source, Stage, Variant,
 };
 use wgpu_attention::{Target, wgpu};
@@ -100,8 +100,13 @@ fn sources() -> Vec<(Source, naga::Module)> {
             let attention =
                 Attention::new(Shape::new(1, 1, 1, 64), dtype).with_alignment(alignment);
             let scores = attention.clone().with_scores(Stage::Masked);
+            let sums = attention.clone().with_block_sums(64, 64);
             for variant in Variant::ALL {
-                let attention = if variant == Variant::Scores { &scores } else { &attention };
+                let attention = match variant {
+                    Variant::Scores => &scores,
+                    Variant::BlockSums => &sums,
+                    _ => &attention,
+                };
                 let composed = attention.compose(&caps, variant, Target::Native);
                 // Matrix units take f16 tensors by fours only.
                 if variant != Variant::Coop || composed.is_ok() {
@@ -117,6 +122,8 @@ fn sources() -> Vec<(Source, naga::Module)> {
                     sources.extend(composed.expect("a valid configuration"));
                 }
             }
+            let merge = Merge::new(2, [1, 1, 1, 64], dtype).with_alignment(alignment);
+            sources.extend(merge.compose(Target::Native).expect("a valid configuration"));
         }
     }
     let parse = |source: Source| {
@@ -135,7 +142,12 @@ fn parameters_are_where_the_shaders_look() {
         query_scale softcap sigmoid_bias bias_dtype has_lse document_positions nan query_offset_at
         query_starts_at key_starts_at documents key_lengths_at query_roles_at key_roles_at
         role_table_at tree_bits_at dense_mask_at dense_mask_batch dense_mask_head dense_mask_row
-        alibi_slopes_at key_bias_at key_bias_batch key_bias_head stage terms padding);
+        alibi_slopes_at key_bias_at key_bias_batch key_bias_head stage terms list_offsets_at
+        list_entries_at list_len list_batch list_head list_head_group list_block_q list_shift
+        list_trust);
+    let merge = members!(MergeParams:
+        parts lse weights out out_lse count batch heads len dim has_logits has_log_weights has_lse
+        nan padding_0 padding_1 padding_2);
     let linear = members!(LinearParams:
         query key value out state gate token batch heads group len head_dim features value_dim
         workgroups head_base documents starts_at slopes_at gate_dtype token_dtype carries_in
@@ -145,6 +157,7 @@ fn parameters_are_where_the_shaders_look() {
     for (source, module) in sources() {
         let (expected, size) = match source.label() {
             "common.narrow" => (&narrow, size_of::<NarrowParams>()),
+            "merge.merge" => (&merge, size_of::<MergeParams>()),
             label if label.starts_with("linear.") => (&linear, size_of::<LinearParams>()),
             _ => (&attention, size_of::<AttentionParams>()),
         };

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wgpu_attention::{
-    Activation, Alignment, Attention, Broadcast, Caps, DType, Mask, Positions, Shape, Source,
-    Stage, Target, Tiles, Variant,
+    Activation, Alignment, Attention, Broadcast, Caps, DType, Keys, Lists, Mask, Merge, MergeRule,
+    Positions, Shape, Source, Stage, Target, Tiles, Variant,
 };
 
 const DIMS: [u32; 10] = [1, 7, 16, 32, 40, 64, 96, 128, 192, 256];
@@ -89,6 +89,7 @@ impl Composed {
         let (name, caps) = device;
         let attention = match variant {
             Variant::Scores => attention.clone().with_scores(Stage::Probabilities),
+            Variant::BlockSums => attention.clone().with_block_sums(128, 64),
             _ => attention.clone(),
         };
         let tiles = variant.tiles(caps, &attention).ok()?;
@@ -109,7 +110,8 @@ impl Composed {
 /// - on the software device, whose texts are short: all switches, dtypes and alignments at one dim,
 ///   and all dims, as head dims and as value dims, with all switches off and with all switches on;
 /// - on the others, whose loops are written out: all dims on each and all switches on the large one,
-///   with the other facts in turn.
+///   with the other facts in turn;
+/// - lists of keys, in all block sizes: with all switches on the software device, with few on others.
 ///
 /// Dims enter the text as constants of the header, dtypes and alignments as fragments with one
 /// interface, so that their pairs with switches matter and their triples do not.
@@ -129,7 +131,17 @@ fn composed() -> &'static [Composed] {
             }
             let alignment = alignments[(turn + turn / 2) % 2];
             let attention = attention(DType::ALL[turn % 3]).with_alignment(alignment);
-            add(&mut composed, &large, attention);
+            add(&mut composed, &large, attention.clone());
+            for keys in lists() {
+                let attention = attention.clone().with_keys(keys);
+                add(&mut composed, &software, attention.clone());
+                if turn % 15 == 0 {
+                    add(&mut composed, &floor, attention);
+                    // f16, which all variants take.
+                    let narrow = Attention::new(Shape::new(1, 1, 100, 64), DType::F16);
+                    add(&mut composed, &large, switches.apply(narrow).with_keys(keys));
+                }
+            }
         }
         for (turn, shape) in shapes().enumerate() {
             let [off, on] = [0, 15].map(|index| Switches::all().nth(index).expect("16"));
@@ -147,6 +159,14 @@ fn composed() -> &'static [Composed] {
             }
         }
         composed
+    })
+}
+
+/// Lists whose entries are longer and shorter than tiles, for blocks of queries of all sizes.
+fn lists() -> impl Iterator<Item = Keys> {
+    [16, 32, 64, 128].into_iter().flat_map(|block_q| {
+        let blocks = |block_k| Keys::Blocks { block_q, block_k, lists: Lists::SHARED };
+        [blocks(128), blocks(16), Keys::Indices { block_q, lists: Lists::SHARED }]
     })
 }
 
@@ -264,7 +284,7 @@ fn marked_loops_are_written_out_but_for_software() {
     for kernel in composed() {
         let marks = |line: &str| line.trim() == "// unroll";
         let left = kernel.native[0].wgsl().lines().any(marks);
-        let has_loops = kernel.variant != Variant::Scores;
+        let has_loops = kernel.tiles.is_some();
         assert_eq!(left, has_loops && kernel.caps.is_cpu, "{}", kernel.name);
     }
 }
@@ -346,6 +366,23 @@ fn every_device_runs_every_configuration() {
                 let shape = Shape::new(1, 1, 100, dim).with_value_dim(value_dim);
                 let attention = Attention::new(shape, DType::F32);
                 assert_eq!(Variant::Tiled.supports(&device.1, &attention), Ok(()), "{shape:?}");
+            }
+        }
+    }
+}
+
+/// Merge in every rule, dtype and alignment.
+#[test]
+fn merges_compile_for_every_platform() {
+    for rule in [MergeRule::Lse, MergeRule::Weights, MergeRule::Sum] {
+        for dtype in DType::ALL {
+            for dim in DIMS {
+                let merge = Merge::new(2, [1, 1, 1, dim], dtype).with_rule(rule);
+                for source in merge.compose(Target::Native).expect("valid") {
+                    let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+                    let (module, info) = validate(source.wgsl(), capabilities, source.label());
+                    translate(&module, &info, false, source.label());
+                }
             }
         }
     }

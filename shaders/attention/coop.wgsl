@@ -76,7 +76,7 @@ fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = first + i / HEAD_VECS;
+        let column = key_at(first + i / HEAD_VECS);
         let dim = 4u * (i % HEAD_VECS);
         var vector = vec4<f16>();
         if (column < params.key_len && dim < params.head_dim) {
@@ -88,7 +88,7 @@ fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = first + i / VALUE_VECS;
+        let column = key_at(first + i / VALUE_VECS);
         let dim = 4u * (i % VALUE_VECS);
         var vector = vec4<f16>();
         if (column < params.key_len && dim < params.value_dim) {
@@ -134,8 +134,9 @@ fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first:
         let at = local_row * SCORE_STRIDE + vector;
         var scores = params.query_scale * tiles.scores[at];
         for (var i = 0u; i < 4u; i++) {
-            let key_index = first + i32(4u * vector + i);
-            if (full || (key_index < end && keeps(row, here, key_index))) {
+            let position = first + i32(4u * vector + i);
+            let key_index = i32(key_at(u32(position)));
+            if (full || (position < end && keeps(row, here, key_index))) {
                 if (MODIFIED) {
                     let score = modify(row, here, u32(key_index), scores[i]);
                     scores[i] = select(score * LOG2_E, MASKED, score == MASKED);
@@ -194,7 +195,9 @@ fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Wa
     var found = vec4(false);
     let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y + dim;
     for (var range = 0u; range < (*walk).count; range++) {
-        for (var key_index = (*walk).ranges[range].x; key_index < (*walk).ranges[range].y; key_index++) {
+        let bounds = range_at(walk, range);
+        for (var position = bounds.x; position < bounds.y; position++) {
+            let key_index = i32(key_at(u32(position)));
             if (keeps(row, here, key_index)) {
                 found = found | non_finite(value[(start + u32(key_index) * params.value.z) >> 2u]);
             }
@@ -228,6 +231,7 @@ fn main(
         atomicStore(&found_non_finite, 0u);
     }
     var walk = plan_walk(thread, &row);
+    open_keys(&walk, here, first_query);
 
     // Queries come in through the key tile, BLOCK_K rows at a time, unscaled: the scale is applied
     // to the scores, in f32.
@@ -271,11 +275,14 @@ fn main(
         acc[i] = zero;
     }
     var next: Next;
-    fetch(&next, thread, here, u32(walk.ranges[0].x));
+    fetch(&next, thread, here, first_tile(&walk));
     for (var range = 0u; range < walk.count; range++) {
-        let end = walk.ranges[range].y;
-        for (var first = walk.ranges[range].x; first < end; first += i32(BLOCK_K)) {
-            let full = is_full(&walk, first) && (!MODIFIED || params.bias_dtype == 0u);
+        let bounds = range_at(&walk, range);
+        let end = bounds.y;
+        for (var first = bounds.x; first < end; first += i32(BLOCK_K)) {
+            // A bias of −∞ masks its pair in any tile.
+            let full = is_full(&walk, range, first, end)
+                && (!MODIFIED || (params.bias_dtype == 0u && params.key_bias_at == ABSENT));
             workgroupBarrier();
             put(&next, thread, full);
             workgroupBarrier();

@@ -10,6 +10,7 @@
 //  4. The head dimension is staged CHUNK_VECS vectors at a time where workgroup memory is short.
 //  5. What is staged next is loaded into registers before the arithmetic on what is there.
 // Barriers per tile: two for each staged chunk of keys and of values.
+// Which tiles come, and what key a position of the walk is, keys_*.wgsl say.
 // Expects: row_max, row_sum (tiled.wgsl, subgroup.wgsl).
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
@@ -89,7 +90,7 @@ fn fetch_key(next: ptr<function, Next>, thread: u32, here: Place, first: u32, ch
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = first + i / CHUNK_VECS;
+        let column = key_at(first + i / CHUNK_VECS);
         let dim = 4u * (chunk * CHUNK_VECS + i % CHUNK_VECS);
         let count = select(0u, remaining(params.head_dim, dim), column < params.key_len);
         (*next).key[n] = load_key(start + column * params.key.z + dim, count);
@@ -116,7 +117,7 @@ fn fetch_value(next: ptr<function, Next>, thread: u32, here: Place, first: u32) 
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = first + i / VALUE_STRIDE;
+        let column = key_at(first + i / VALUE_STRIDE);
         let dim = 4u * (i % VALUE_STRIDE);
         let count = select(0u, remaining(params.value_dim, dim), column < params.key_len);
         (*next).value[n] = load_value(start + column * params.value.z + dim, count);
@@ -139,8 +140,9 @@ fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first:
         let at = weight_at(local_row, vector);
         var scores = weight_tile[at];
         for (var i = 0u; i < 4u; i++) {
-            let key_index = first + i32(4u * vector + i);
-            if (full || (key_index < end && keeps(row, here, key_index))) {
+            let position = first + i32(4u * vector + i);
+            let key_index = i32(key_at(u32(position)));
+            if (full || (position < end && keeps(row, here, key_index))) {
                 if (MODIFIED) {
                     let score = modify(row, here, u32(key_index), scores[i]);
                     scores[i] = select(score * LOG2_E, MASKED, score == MASKED);
@@ -208,6 +210,7 @@ fn attend(group: u32, thread: u32) {
     let owns = owned_row < BLOCK_Q;
     var row = start_row(here.batch, select(params.query_len, first_query + owned_row, owns));
     var walk = plan_walk(thread, &row);
+    open_keys(&walk, here, first_query);
 
     // out [ROWS, OUT_VECS] of this thread
     var acc: array<vec4<f32>, ROWS * OUT_VECS>;
@@ -216,12 +219,13 @@ fn attend(group: u32, thread: u32) {
     if (QUERY_RESIDENT) {
         put_query(&next, thread);
     }
-    fetch_key(&next, thread, here, u32(walk.ranges[0].x), 0u);
+    fetch_key(&next, thread, here, first_tile(&walk), 0u);
     for (var range = 0u; range < walk.count; range++) {
-        let end = walk.ranges[range].y;
-        for (var first = walk.ranges[range].x; first < end; first += i32(BLOCK_K)) {
+        let bounds = range_at(&walk, range);
+        let end = bounds.y;
+        for (var first = bounds.x; first < end; first += i32(BLOCK_K)) {
             // A bias of −∞ masks its pair in any tile.
-            let full = is_full(&walk, first)
+            let full = is_full(&walk, range, first, end)
                 && (!MODIFIED || (params.bias_dtype == 0u && params.key_bias_at == ABSENT));
 
             // scores [ROWS, COLS] of this thread

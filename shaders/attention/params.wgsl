@@ -55,7 +55,15 @@ struct Params {
     key_bias_head: u32,
     stage: u32,
     terms: u32,
-    padding: u32,
+    list_offsets_at: u32,
+    list_entries_at: u32,
+    list_len: u32,
+    list_batch: u32,
+    list_head: u32,
+    list_head_group: u32,
+    list_block_q: u32,
+    list_shift: u32,
+    list_trust: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,6 +1,6 @@
-// Which tiles of keys a block of queries visits: each term's range over all rows of the block,
-// merged to disjoint ascending ranges.
-// Expects: THREADS, TERMS, BLOCK_K; every thread of the workgroup calls `plan_walk`.
+// Which keys the mask leaves a block of queries: each term's range over all rows of the block,
+// merged to disjoint ascending ranges. What of them is visited, keys_*.wgsl say.
+// Expects: THREADS, TERMS; every thread of the workgroup calls `plan_walk`.
 
 struct Walk {
     // [start, end) of the merged ranges
@@ -8,6 +8,8 @@ struct Walk {
     count: u32,
     // [start, end) that a term keeps for every row of the block without a test
     full: array<vec2<i32>, TERMS>,
+    // Of a list: where its first entry lies in the metadata.
+    list_at: u32,
 }
 
 var<workgroup> term_start: array<atomic<i32>, TERMS>;
@@ -77,22 +79,12 @@ fn merge_ranges() {
     shared_walk = walk;
 }
 
-// Whether every row of the block keeps every key of the tile that starts at `first`.
-fn is_full(walk: ptr<function, Walk>, first: i32) -> bool {
+// Whether every row of the block keeps all keys [start, end).
+fn keeps_all(walk: ptr<function, Walk>, start: i32, end: i32) -> bool {
     var full = false;
     for (var term = 0u; term < TERMS; term++) {
         let range = (*walk).full[term];
-        full = full || (range.x <= first && first + i32(BLOCK_K) <= range.y);
+        full = full || (range.x <= start && end <= range.y);
     }
     return full;
-}
-
-// The first key of the tile after the one at `first`; anything when that is the last one.
-fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32) -> u32 {
-    let next = first + i32(BLOCK_K);
-    let last = range + 1u == (*walk).count;
-    if (next < (*walk).ranges[range].y || last) {
-        return u32(next);
-    }
-    return u32((*walk).ranges[range + 1u].x);
 }

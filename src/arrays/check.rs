@@ -65,6 +65,7 @@ pub(crate) fn check_arrays(attention: &Attention, arrays: &Arrays) -> Result<(),
     let key_bias = attention.score.key_bias.map(leading).map(|[b, h]| [b, h, key_len]);
     sized("key_bias", arrays.key_bias, key_bias)?;
 
+    crate::keys::check_lists(attention, arrays)?;
     check_documents(attention, arrays)
 }
 
@@ -80,6 +81,8 @@ pub(crate) fn check_host(arrays: &Arrays) -> Result<(), Error> {
         ("role_table", arrays.role_table),
         ("tree_bits", arrays.tree_bits),
         ("mask", arrays.dense_mask.map(|(array, _)| array)),
+        ("list_offsets", arrays.list_offsets),
+        ("list_entries", arrays.list_entries),
         ("alibi_slopes", arrays.alibi_slopes),
         ("key_bias", arrays.key_bias),
     ] {

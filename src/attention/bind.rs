@@ -31,7 +31,7 @@ impl Plan {
         let attention = &self.attention;
         let tensors = Tensors::check(attention, inputs, outputs)?;
         crate::arrays::check_arrays(attention, &inputs.arrays)?;
-        let packed = Packed::new(&self.context, &inputs.arrays)?;
+        let packed = Packed::new(&self.context, attention, &inputs.arrays)?;
 
         let mut steps = Vec::new();
         let shape = &attention.shape;
@@ -84,7 +84,11 @@ impl Plan {
             .map(|w| View::new(w, DType::F32, [batches, heads, shape.query_len, shape.value_dim]));
         let direct = Tensors { out: wide.or(part.out), ..*part };
 
-        let block_q = self.tiles.map_or(1, |tiles| tiles.block_q);
+        let block_q = match (self.tiles, self.attention.output) {
+            (Some(tiles), _) => tiles.block_q,
+            (None, Output::BlockSums { block_q, .. }) => block_q,
+            (None, _) => 1,
+        };
         let query_blocks = shape.query_len.div_ceil(block_q);
         let workgroups = u64::from(query_blocks) * u64::from(batches) * u64::from(heads);
         let params = AttentionParams {
@@ -111,7 +115,7 @@ impl Plan {
         let at = |at: Option<u32>| at.unwrap_or(ABSENT);
         let layout = &packed.layout;
         let softmax = attention.activation == Activation::Softmax;
-        let scores = matches!(attention.output, Output::Scores(_));
+        let scores = !matches!(attention.output, Output::Attention { .. });
         // Scores are handed out in natural units; weights are powers of two.
         let folds = !score.is_modified() && !scores;
         let log2_e = std::f32::consts::LOG2_E;
@@ -123,6 +127,8 @@ impl Plan {
             broadcast_strides(packed.dense_mask, shape, [shape.query_len, dense_mask_row]);
         let (key_bias_batch, key_bias_head) =
             broadcast_strides(score.key_bias, shape, [1, shape.key_len]);
+        let (keys, lists) = (&attention.keys, attention.keys.lists());
+        let (list_rows, (_, list_heads)) = (keys.query_blocks(shape), lists.sizes(shape));
         AttentionParams {
             query: reach(Some(part.query)),
             key: reach(Some(part.key)),
@@ -198,7 +204,15 @@ impl Plan {
                 _ => 0,
             },
             terms: terms.len() as u32,
-            padding: 0,
+            list_offsets_at: at(layout.list_offsets),
+            list_entries_at: at(layout.list_entries),
+            list_len: packed.list_len,
+            list_batch: if lists.per_batch { list_heads * list_rows } else { 0 },
+            list_head: list_rows,
+            list_head_group: lists.group(shape),
+            list_block_q: keys.block_q().unwrap_or(1),
+            list_shift: keys.block_k().trailing_zeros(),
+            list_trust: packed.list_trust,
         }
     }
 

@@ -11,9 +11,12 @@ mod variant;
 pub use tiles::Tiles;
 pub use variant::Variant;
 
+use crate::keys::BLOCK_KEYS;
 use crate::plan::Plan;
 use crate::shader::{Source, Target};
-use crate::{Alignment, Broadcast, Caps, Context, DType, Error, Mask, Score, Shape, Unsupported};
+use crate::{
+    Alignment, Broadcast, Caps, Context, DType, Error, Keys, Mask, Score, Shape, Unsupported,
+};
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,6 +89,17 @@ pub enum Output {
     },
     /// The scores themselves, f32 `[batch, query_heads, query_len, key_len]`.
     Scores(Stage),
+    /// The weights, summed over blocks of queries and keys: f32 `[batch, query_heads,
+    /// ⌈query_len / block_q⌉, ⌈key_len / block_k⌉]`, written to [`Outputs::scores`]. Time grows
+    /// with the square of the length, memory does not.
+    ///
+    /// [`Outputs::scores`]: crate::Outputs::scores
+    BlockSums {
+        /// Queries of a block: 16, 32, 64 or 128.
+        block_q: u32,
+        /// Keys of a block: 16, 32, 64 or 128.
+        block_k: u32,
+    },
 }
 
 /// A configuration of attention: five axes over one [`Shape`].
@@ -103,7 +117,9 @@ pub struct Attention {
     pub shape: Shape,
     /// Element type of queries, keys, values and output.
     pub dtype: DType,
-    /// Which pairs count.
+    /// Which keys a block of queries visits.
+    pub keys: Keys,
+    /// Which pairs count, of those that are visited.
     pub mask: Mask,
     /// Where the queries stand among the keys.
     pub positions: Positions,
@@ -124,6 +140,7 @@ impl Attention {
         Self {
             shape,
             dtype,
+            keys: Keys::Dense,
             mask: Mask::full(),
             positions: Positions::BottomRight,
             score: Score::default(),
@@ -131,6 +148,17 @@ impl Attention {
             output: Output::Attention { lse: false },
             access: None,
         }
+    }
+
+    /// Sets which keys a block of queries visits; the lists are [`Arrays::list_offsets`] and
+    /// [`Arrays::list_entries`].
+    ///
+    /// [`Arrays::list_offsets`]: crate::Arrays::list_offsets
+    /// [`Arrays::list_entries`]: crate::Arrays::list_entries
+    #[must_use]
+    pub const fn with_keys(mut self, keys: Keys) -> Self {
+        self.keys = keys;
+        self
     }
 
     /// Sets the mask.
@@ -203,6 +231,13 @@ impl Attention {
         self
     }
 
+    /// Asks for the weights summed over blocks of queries and of keys instead of the output.
+    #[must_use]
+    pub const fn with_block_sums(mut self, block_q: u32, block_k: u32) -> Self {
+        self.output = Output::BlockSums { block_q, block_k };
+        self
+    }
+
     /// Sets how tensors lie in memory, for offsets and strides that are no multiples of four.
     #[must_use]
     pub const fn with_alignment(mut self, alignment: Alignment) -> Self {
@@ -238,6 +273,7 @@ impl Attention {
     /// Checks what can be checked before any tensor is seen.
     pub fn validate(&self) -> Result<(), Error> {
         self.shape.validate()?;
+        self.keys.validate()?;
         self.score.validate()?;
         self.mask.validate()?;
         let Shape { head_dim, value_dim, .. } = self.shape;
@@ -247,6 +283,15 @@ impl Attention {
                 "Any, or head_dim and value_dim that are multiples of 4",
                 format!("Vec4 with head_dim {head_dim} and value_dim {value_dim}"),
             ));
+        }
+        if self.keys != Keys::Dense && !matches!(self.output, Output::Attention { .. }) {
+            return Err(Error::config("keys", "dense, where scores are the output", "a list"));
+        }
+        if let Output::BlockSums { block_q, block_k } = self.output
+            && !([block_q, block_k].iter().all(|size| BLOCK_KEYS.contains(size)))
+        {
+            let expected = format!("block sizes of {BLOCK_KEYS:?}");
+            return Err(Error::config("output", expected, format!("{block_q}, {block_k}")));
         }
         if let Activation::Sigmoid { bias } = self.activation {
             if let Some(bias) = bias.filter(|b| !b.is_finite()) {
@@ -294,10 +339,10 @@ impl Attention {
             _ => tiles.fitted(context.caps(), &self.shape),
         };
         let fitted =
-            fitted.filter(|t| t.is_consistent(variant, context.caps())).ok_or_else(|| {
+            fitted.filter(|t| t.is_consistent(variant, context.caps()) && t.divides(self)).ok_or_else(|| {
                 Error::config(
                     "tiles",
-                    "sizes that divide each other and fit the device",
+                    "sizes that divide each other and a list's blocks of queries, and fit the device",
                     format!("{tiles:?}"),
                 )
             })?;

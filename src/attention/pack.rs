@@ -2,7 +2,7 @@
 
 use crate::plan::{Copy, PackedLayout};
 use crate::workspace::Packer;
-use crate::{Arrays, Broadcast, Context, Error, Shape};
+use crate::{Arrays, Attention, Broadcast, Context, Error, Shape};
 
 /// The side arrays in two buffers, and the copies that fill what lies on the device.
 pub(super) struct Packed {
@@ -13,10 +13,19 @@ pub(super) struct Packed {
     pub documents: u32,
     /// Along which axes the dense mask has bits of its own.
     pub dense_mask: Option<Broadcast>,
+    /// Entries of the list of keys.
+    pub list_len: u32,
+    /// What the kernels may believe of it.
+    pub list_trust: u32,
 }
 
 impl Packed {
-    pub fn new(context: &Context, arrays: &Arrays<'_>) -> Result<Self, Error> {
+    /// Packs arrays that have been checked against the configuration.
+    pub fn new(
+        context: &Context,
+        attention: &Attention,
+        arrays: &Arrays<'_>,
+    ) -> Result<Self, Error> {
         let (mut metadata, mut side) = (Packer::new(context), Packer::new(context));
         let layout = PackedLayout {
             query_offset: metadata.push(arrays.query_offset),
@@ -28,6 +37,8 @@ impl Packed {
             role_table: metadata.push(arrays.role_table),
             tree_bits: metadata.push(arrays.tree_bits),
             dense_mask: metadata.push(arrays.dense_mask.map(|(array, _)| array)),
+            list_offsets: metadata.push(arrays.list_offsets),
+            list_entries: metadata.push(arrays.list_entries),
             alibi_slopes: side.push(arrays.alibi_slopes),
             key_bias: side.push(arrays.key_bias),
             ..PackedLayout::default()
@@ -41,6 +52,8 @@ impl Packed {
             copies,
             documents,
             dense_mask: arrays.dense_mask.map(|(_, broadcast)| broadcast),
+            list_len: arrays.list_entries.map_or(0, |entries| entries.len()) as u32,
+            list_trust: crate::keys::trust(attention, arrays)?,
         })
     }
 }

@@ -5,6 +5,7 @@
 //! [`tolerance`](super::tolerance).
 
 use super::{Activation, Attention, Stage};
+use crate::keys::KeyRows;
 use crate::mask::MaskRows;
 use crate::real::{Real, check_len, vector};
 use crate::{Array, Arrays, Broadcast, Error};
@@ -50,7 +51,7 @@ impl<'a> HostInputs<'a> {
 
 /// Attention computed row by row on the host.
 ///
-/// Scores follow [`Score`](crate::Score), masks [`MaskRows`]; a bias of −∞, per key or per pair,
+/// Scores follow [`Score`](crate::Score), masks [`MaskRows`], lists of keys [`KeyRows`]; a bias of −∞, per key or per pair,
 /// masks its pair too. Masked pairs contribute exactly nothing, whatever keys and values hold
 /// there. Non-finite numbers reach exactly the rows that keep the key they come from: where a
 /// kept pair's score is not finite, the whole row of `out` is NaN and so is its LSE; where a kept
@@ -72,6 +73,7 @@ pub struct Reference<'a> {
     pub(super) attention: &'a Attention,
     inputs: &'a HostInputs<'a>,
     mask: MaskRows<'a>,
+    keys: KeyRows<'a>,
     /// `[query_heads]`; empty without ALiBi.
     slopes: &'a [f32],
     /// `[batch | 1, query_heads | 1, key_len]`, where the configuration has one.
@@ -105,6 +107,7 @@ impl<'a> Reference<'a> {
     /// [`MaskRows::new`] says.
     pub fn new(attention: &'a Attention, inputs: &'a HostInputs<'a>) -> Result<Self, Error> {
         let mask = MaskRows::new(attention, &inputs.arrays)?;
+        let keys = KeyRows::new(attention, &inputs.arrays)?;
         let (shape, score) = (&attention.shape, &attention.score);
         check_len("query", inputs.query, &shape.query())?;
         check_len("key", inputs.key, &shape.key())?;
@@ -132,6 +135,7 @@ impl<'a> Reference<'a> {
             attention,
             inputs,
             mask,
+            keys,
             slopes: floats(inputs.arrays.alibi_slopes),
             key_bias: score.key_bias.map(|broadcast| (floats(inputs.arrays.key_bias), broadcast)),
             bias: inputs.bias.zip(score.bias.map(|(_, broadcast)| broadcast)),
@@ -242,8 +246,9 @@ impl<'a> Reference<'a> {
             Stage::Modified => keys.map(|key| self.modified(place, key)).collect(),
             Stage::Masked => {
                 let mask = self.mask.row(place.batch, place.query);
+                let visited = self.keys.row(place.batch, place.head, place.query);
                 let masked = |key| {
-                    if mask.keeps(place.head, key) {
+                    if visited.contains(key) && mask.keeps(place.head, key) {
                         self.modified(place, key)
                     } else {
                         R::NEG_INFINITY

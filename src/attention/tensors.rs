@@ -38,6 +38,11 @@ impl<'a> Tensors<'a> {
                 (Some((shape.out(), attention.dtype)), lse.then(|| (shape.lse(), DType::F32)), None)
             }
             Output::Scores(_) => (None, None, Some((shape.scores(), DType::F32))),
+            Output::BlockSums { block_q, block_k } => {
+                let blocks = [shape.query_len.div_ceil(block_q), shape.key_len.div_ceil(block_k)];
+                let sums = [shape.batch, shape.query_heads, blocks[0], blocks[1]];
+                (None, None, Some((sums, DType::F32)))
+            }
         };
         let out = expected("out", outputs.out, out)?;
         let lse = expected("lse", outputs.lse, lse)?;

@@ -1,6 +1,6 @@
 //! How the portable kernels cut their work: a pure function of capabilities and shape.
 
-use super::Variant;
+use super::{Attention, Variant};
 use crate::{Caps, Shape};
 
 /// The sizes of one kernel's tiles. One workgroup of `threads_x · threads_y` threads computes
@@ -98,13 +98,18 @@ impl Tiles {
                     && self.block_q.is_multiple_of(self.block_k);
             }
             Variant::Tiled => self.lanes == 1 && self.block_q <= self.threads(),
-            Variant::Scores => false,
+            Variant::Scores | Variant::BlockSums => false,
         };
         lanes
             && [self.block_k, self.threads_x, self.lanes].iter().all(|n| n.is_power_of_two())
             && self.threads_y > 0
             && self.block_q.is_multiple_of(self.threads_y)
             && self.block_k.is_multiple_of(4 * self.threads_x)
+    }
+
+    /// Whether no tile has queries of two rows of the configuration's list of keys.
+    pub(super) fn divides(&self, attention: &Attention) -> bool {
+        attention.keys.block_q().is_none_or(|block_q| block_q.is_multiple_of(self.block_q))
     }
 
     /// As [`fitted`](Self::fitted), for `attention.coop`: whole matrices of 16, nothing in pieces.
@@ -150,32 +155,40 @@ impl Tiles {
 }
 
 /// Tiles of `attention.coop`: `threads_y` subgroups of 32 lanes.
-pub(super) fn coop(caps: &Caps, shape: &Shape) -> Option<Tiles> {
-    let block = match shape.head_dim.max(shape.value_dim) {
+pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
+    let shape = &attention.shape;
+    let narrow = shape.head_dim.max(shape.value_dim) <= 128;
+    let candidates = [
         // 91.9 and 134.2 TFLOP/s on an H100 at D=64 and 128 (f16, B=4 H=16 N=4096); four subgroups
         // of 32 rows reach 79.8 at D=64.
-        ..=128 => Tiles::block((128, 32), (32, 8), 2),
-        _ => Tiles::block((64, 16), (32, 4), 2),
-    };
-    block.fitted_coop(caps, shape)
+        narrow.then_some(Tiles::block((128, 32), (32, 8), 2)),
+        // For lists in smaller blocks of queries.
+        narrow.then_some(Tiles::block((64, 32), (32, 4), 2)),
+        narrow.then_some(Tiles::block((32, 32), (32, 2), 2)),
+        (!narrow).then_some(Tiles::block((64, 16), (32, 4), 2)),
+    ];
+    let mut usable = candidates.into_iter().flatten().filter(|block| block.divides(attention));
+    // The first or none: a device that has no room for it lacks it for what is slower too.
+    usable.next()?.fitted_coop(caps, shape)
 }
 
 /// Tiles of `attention.tiled`.
-pub(super) fn tiled(caps: &Caps, shape: &Shape) -> Option<Tiles> {
-    let wide = shape.value_dim > 128;
+pub(super) fn tiled(caps: &Caps, attention: &Attention) -> Option<Tiles> {
+    let wide = attention.shape.value_dim > 128;
     let candidates = [
         // 14.1 TFLOP/s on an H100 (f32, B=4 H=16 N=4096 D=64) where 64 x 32 reaches 7.4.
         (!wide && !caps.is_cpu).then_some(Tiles::block((128, 32), (8, 16), 1)),
         (!wide).then_some(Tiles::block((64, 32), (8, 8), 1)),
         Some(Tiles::block((32, 64), (16, 4), 1)),
         Some(Tiles::block((32, 32), (8, 4), 1)),
+        Some(Tiles::block((16, 32), (8, 4), 1)),
     ];
-    candidates.into_iter().flatten().find_map(|block| block.fitted(caps, shape))
+    first_fitting(candidates.into_iter().flatten(), caps, attention)
 }
 
 /// Tiles of `attention.subgroup`, for subgroups of at least `smallest` lanes.
-pub(super) fn subgroup(caps: &Caps, shape: &Shape, smallest: u32) -> Option<Tiles> {
-    let wide = shape.value_dim > 128;
+pub(super) fn subgroup(caps: &Caps, attention: &Attention, smallest: u32) -> Option<Tiles> {
+    let wide = attention.shape.value_dim > 128;
     let candidates = [
         // 21.0 and 22.5 TFLOP/s on an H100 at D=64 and 128 (f32, B=4 H=16 N=4096) ...
         (!wide && !caps.is_cpu).then_some(Tiles::block((128, 64), (16, 16), 2)),
@@ -184,7 +197,19 @@ pub(super) fn subgroup(caps: &Caps, shape: &Shape, smallest: u32) -> Option<Tile
         // ... 15.1 and 11.6, in little workgroup memory.
         Some(Tiles::block((64, 32), (8, 16), 2)),
         Some(Tiles::block((32, 32), (8, 8), 2)),
+        Some(Tiles::block((16, 32), (8, 4), 2)),
     ];
     let usable = candidates.into_iter().flatten().filter(|block| block.lanes <= smallest);
-    usable.into_iter().find_map(|block| block.fitted(caps, shape))
+    first_fitting(usable, caps, attention)
+}
+
+/// The first that fits the device and divides the query blocks of the configuration's list.
+fn first_fitting(
+    candidates: impl Iterator<Item = Tiles>,
+    caps: &Caps,
+    attention: &Attention,
+) -> Option<Tiles> {
+    candidates
+        .filter(|block| block.divides(attention))
+        .find_map(|block| block.fitted(caps, &attention.shape))
 }

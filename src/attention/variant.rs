@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
-use crate::shader::{Binding, Header, Source, Target, fragment};
+use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::workspace::dtype_fragment;
-use crate::{Alignment, Caps, DType, Error, Unsupported};
+use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +21,8 @@ pub enum Variant {
     Tiled,
     /// The scores themselves, plainly.
     Scores,
+    /// Weights summed over blocks, in two passes.
+    BlockSums,
 }
 
 /// Storage buffers that the kernels bind.
@@ -44,7 +46,8 @@ const BINDINGS: &[Binding] = &[
 
 impl Variant {
     /// All of them, in the order in which `plan` asks them.
-    pub const ALL: [Self; 4] = [Self::Coop, Self::Subgroup, Self::Tiled, Self::Scores];
+    pub const ALL: [Self; 5] =
+        [Self::Coop, Self::Subgroup, Self::Tiled, Self::Scores, Self::BlockSums];
 
     /// The name on the command line and in files: `tiled`.
     pub const fn name(self) -> &'static str {
@@ -53,6 +56,7 @@ impl Variant {
             Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
             Self::Scores => "scores",
+            Self::BlockSums => "block_sums",
         }
     }
 
@@ -63,6 +67,16 @@ impl Variant {
             Self::Subgroup => "attention.subgroup",
             Self::Tiled => "attention.tiled",
             Self::Scores => "attention.scores",
+            Self::BlockSums => "attention.block_sums",
+        }
+    }
+
+    /// What comes out of it, in words.
+    const fn gives(self) -> &'static str {
+        match self {
+            Self::Coop | Self::Subgroup | Self::Tiled => "an output",
+            Self::Scores => "scores",
+            Self::BlockSums => "sums over blocks",
         }
     }
 
@@ -83,26 +97,25 @@ impl Variant {
                 caps.storage_buffers
             ));
         }
-        let makes_scores = matches!(attention.output, Output::Scores(_));
-        if makes_scores != (self == Self::Scores) {
-            return refuse(if makes_scores {
-                "it gives an output, not scores".into()
-            } else {
-                "it gives scores, not an output".into()
-            });
+        let (gives, wanted) = (self.gives(), output_name(&attention.output));
+        if gives != wanted {
+            return refuse(format!("it gives {gives}, not {wanted}"));
         }
-        let tiles = match self {
-            Self::Scores if caps.workgroup_invocations >= SCORES_THREADS => return Ok(None),
-            Self::Scores => None,
-            Self::Coop => match coop_lacks(caps, attention) {
+        let tiles = match (self, attention.output) {
+            (Self::Scores, _) if caps.workgroup_invocations >= SCORES_THREADS => return Ok(None),
+            (Self::BlockSums, Output::BlockSums { block_q, .. })
+                if caps.workgroup_invocations >= block_q =>
+            {
+                return Ok(None);
+            }
+            (Self::Scores | Self::BlockSums, _) => None,
+            (Self::Coop, _) => match coop_lacks(caps, attention) {
                 Some(reason) => return refuse(reason.into()),
-                None => tiles::coop(caps, &attention.shape),
+                None => tiles::coop(caps, attention),
             },
-            Self::Tiled => tiles::tiled(caps, &attention.shape),
-            Self::Subgroup => match caps.subgroup {
-                Some((smallest, _)) if smallest >= 4 => {
-                    tiles::subgroup(caps, &attention.shape, smallest)
-                }
+            (Self::Tiled, _) => tiles::tiled(caps, attention),
+            (Self::Subgroup, _) => match caps.subgroup {
+                Some((smallest, _)) if smallest >= 4 => tiles::subgroup(caps, attention, smallest),
                 Some((smallest, _)) => {
                     return refuse(format!(
                         "it needs subgroups of at least 4 and the device has some of {smallest}"
@@ -184,11 +197,21 @@ impl Variant {
                     .size("CHUNK_VECS", tiles.chunk_vecs)
                     .size("VALUE_KEYS", tiles.value_keys);
                 fragments.push(fragment!(super "attention/walk.wgsl"));
+                fragments.extend(keys_fragments(&attention.keys, tiles));
                 if self != Self::Coop {
                     fragments.push(fragment!(super "attention/forward.wgsl"));
                 }
             }
-            None => header = header.size("THREADS", SCORES_THREADS),
+            None => match attention.output {
+                Output::BlockSums { block_q, block_k } => {
+                    header = header
+                        .size("THREADS", block_q)
+                        .size("BLOCK_K", block_k)
+                        .size("HEAD_VECS", attention.shape.head_dim.div_ceil(4));
+                    fragments.push(fragment!(super "attention/walk.wgsl"));
+                }
+                _ => header = header.size("THREADS", SCORES_THREADS),
+            },
         }
         fragments.push(match self {
             Self::Coop => {
@@ -202,8 +225,31 @@ impl Variant {
             }
             Self::Tiled => fragment!(super "attention/tiled.wgsl"),
             Self::Scores => fragment!(super "attention/scores.wgsl"),
+            Self::BlockSums => fragment!(super "attention/block_sums.wgsl"),
         });
         Source::compose(self.label(), target, &header, &fragments, BINDINGS)
+    }
+}
+
+const fn output_name(output: &Output) -> &'static str {
+    match output {
+        Output::Attention { .. } => "an output",
+        Output::Scores(_) => "scores",
+        Output::BlockSums { .. } => "sums over blocks",
+    }
+}
+
+/// The keys axis. Entries shorter than a tile are gathered like single keys.
+fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
+    let list = fragment!(super "attention/keys_list.wgsl");
+    match keys {
+        Keys::Dense => vec![fragment!(super "attention/keys_dense.wgsl")],
+        Keys::Blocks { block_k, .. } if *block_k >= tiles.block_k => {
+            vec![list, fragment!(super "attention/keys_blocks.wgsl")]
+        }
+        Keys::Blocks { .. } | Keys::Indices { .. } => {
+            vec![list, fragment!(super "attention/keys_gathered.wgsl")]
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
 use wgpu_attention::{
-    Alignment, Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, Output,
-    Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
+    Alignment, Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, KeyList,
+    Output, Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
 };
 
 /// Turns a missing adapter from a loud skip into a failure.
@@ -205,6 +205,7 @@ pub struct Sides {
     pub dense_mask: Option<(Vec<u32>, Broadcast)>,
     pub alibi_slopes: Option<Vec<f32>>,
     pub key_bias: Option<Vec<f32>>,
+    pub list: Option<KeyList>,
 }
 
 impl Sides {
@@ -267,7 +268,10 @@ impl Sides {
         arrays.dense_mask = self.dense_mask.as_ref().map(|(bits, b)| (Array::u32(bits), *b));
         arrays.alibi_slopes = self.alibi_slopes.as_deref().map(Array::f32);
         arrays.key_bias = self.key_bias.as_deref().map(Array::f32);
-        arrays
+        match &self.list {
+            Some(list) => list.arrays(arrays),
+            None => arrays,
+        }
     }
 }
 

@@ -10,13 +10,14 @@ use serde::Serialize;
 use wgpu_attention::attention::tolerance::Comparison;
 use wgpu_attention::{Bound, Context, DType};
 
+use crate::keys::{ListKind, parse_block};
 use crate::problem::ActivationName;
 use crate::run::Op;
 use crate::{device, print};
 
 mod attention;
 mod linear;
-mod timing;
+pub mod timing;
 
 /// Times the kernels over a sweep of lengths, after checking their results
 #[derive(clap::Args)]
@@ -48,6 +49,16 @@ pub struct Args {
     /// Masks causally
     #[arg(long)]
     causal: bool,
+    /// Times lists of keys too, beside dense attention with the same tiles: random blocks, or random
+    /// columns of single keys that all queries share; with --causal, the list that says causal
+    #[arg(long, value_enum)]
+    keys: Option<ListKind>,
+    /// Queries and keys of a block of the list, as one number or two
+    #[arg(long, value_name = "N|Q,K", default_value = "64", value_parser = parse_block)]
+    block: (u32, u32),
+    /// Shares of the keys that the lists visit
+    #[arg(long, value_delimiter = ',', default_value = "0.05,0.1,0.2,0.5")]
+    density: Vec<f64>,
     /// How scores become weights
     #[arg(long, value_enum, default_value_t = ActivationName::Softmax)]
     activation: ActivationName,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use wgpu_attention::attention::reference::Reference;
-use wgpu_attention::{Attention, Context, DType, Inputs, Output, Outputs, Plan, Stage, Variant};
+use wgpu_attention::{Attention, Context, DType, Output, Outputs, Plan, Stage, Variant};
 
 use crate::device::DeviceTensor;
 use crate::problem::Problem;
@@ -43,25 +43,8 @@ pub fn on_device(
 ) -> Result<Results> {
     let attention = &problem.attention;
     let (shape, dtype) = (&attention.shape, attention.dtype);
-    let upload = |name, dtype, shape, bytes| -> Result<_> {
-        Ok(DeviceTensor::new(context, name, dtype, shape)?.write(context, bytes))
-    };
-    let query = upload("q", dtype, shape.query(), problem.query.bytes)?;
-    let key = upload("k", dtype, shape.key(), problem.key.bytes)?;
-    let value = upload("v", dtype, shape.value(), problem.value.bytes)?;
-    let bias = match (&problem.bias, attention.score.bias) {
-        (Some(bias), Some((dtype, broadcast))) => {
-            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-            let sizes = [batch, heads, shape.query_len, shape.key_len];
-            Some(upload("bias", dtype, sizes, bias.bytes)?)
-        }
-        _ => None,
-    };
-    let mut inputs =
-        Inputs::new(query.view(), key.view(), value.view()).with_arrays(problem.arrays());
-    if let Some(bias) = &bias {
-        inputs = inputs.with_bias(bias.view());
-    }
+    let tensors = problem.upload(context)?;
+    let inputs = tensors.inputs(problem.arrays());
 
     let out = DeviceTensor::new(context, "out", dtype, shape.out())?;
     let lse = match has_lse(attention) {

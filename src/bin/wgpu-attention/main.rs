@@ -16,9 +16,11 @@ mod compute;
 mod device;
 mod info;
 mod input;
+mod keys;
 mod linear;
 mod output;
 mod problem;
+mod quality;
 mod run;
 mod side;
 
@@ -35,6 +37,7 @@ enum Command {
     Info(info::Args),
     Run(run::Args),
     Bench(bench::Args),
+    Quality(quality::Args),
 }
 
 /// Input that the program cannot use, as a sentence.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Info(args) => info::info(&args),
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Quality(args) => quality::quality(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,12 +5,15 @@ use std::str::FromStr;
 use anyhow::Result;
 use clap::ValueEnum;
 use wgpu_attention::attention::reference::HostInputs;
+use wgpu_attention::keys::Source;
 use wgpu_attention::{
-    Activation, Arrays, Attention, Broadcast, DType, Error, Mask, Positions, Shape,
+    Activation, Arrays, Attention, Broadcast, Context, DType, Error, KeyList, Keys, Mask,
+    Positions, Shape,
 };
 
 use crate::bad_input;
 use crate::input::{Size, Tensor, Tensors};
+use crate::keys::{self, KeysName, PatternName, check_options, parse_block, parse_pattern};
 use crate::side::{Side, broadcast};
 
 /// The options that make a configuration.
@@ -35,6 +38,18 @@ pub struct Options {
     /// Caps scores at ±X by X · tanh(s/X)
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     softcap: Option<f32>,
+    /// Which keys a block of queries visits: dense is all that the mask leaves, blocks and indices
+    /// are lists in the file's tensors
+    #[arg(long, value_enum, default_value_t = KeysName::Dense)]
+    keys: KeysName,
+    /// Queries and keys of a block of the list, as one number or two
+    #[arg(long, value_name = "N|Q,K", default_value = "64", value_parser = parse_block)]
+    block: (u32, u32),
+    /// A sparse pattern, of the pairs that the mask keeps; parts joined by `+`: sink(N), window(L),
+    /// strided(S), dilated(N,S), global(N), documents, roles, random(D,SEED),
+    /// bigbird(WINDOW,GLOBAL,RANDOM,SEED); or oracle(density=D, block=N)
+    #[arg(long, value_name = "EXPR", value_parser = parse_pattern)]
+    pattern: Option<PatternName>,
     /// Writes the log-sum-exp of every row as `lse` (softmax only)
     #[arg(long)]
     lse: bool,
@@ -64,6 +79,9 @@ pub struct Problem<'a> {
     /// The file's own `out`, to compare with.
     pub out: Option<Tensor<'a>>,
     side: Side,
+    list: Option<KeyList>,
+    pattern: Option<Source>,
+    oracle: Option<(f64, (u32, u32))>,
 }
 
 impl<'a> Problem<'a> {
@@ -76,7 +94,8 @@ impl<'a> Problem<'a> {
         shape.validate()?;
         let dtype = dtype_of(&query, [&key, &value])?;
         let mut attention = Attention::new(shape, dtype).with_mask(options.mask.clone());
-        let side = Side::load(tensors, &shape, &options.mask)?;
+        check_options(options.keys, options.pattern.as_ref())?;
+        let side = Side::load(tensors, &shape, &options.mask_and_pattern())?;
         attention.positions = options.positions(&side)?;
         attention.activation = options.activation()?;
         attention.score.scale = options.scale;
@@ -90,17 +109,51 @@ impl<'a> Problem<'a> {
         if options.lse {
             attention = attention.with_lse();
         }
+        let list = keys::load(tensors, &shape, options.keys, options.block)?;
+        attention.keys = list.as_ref().map_or(Keys::Dense, |list| list.keys);
         attention.validate()?;
+        let (mut pattern, mut oracle) = (None, None);
+        match &options.pattern {
+            Some(PatternName::Static(parts)) => {
+                let source = parts.source(&attention, &side.arrays(), options.block)?;
+                attention = source.apply(&attention);
+                pattern = Some(source);
+            }
+            Some(PatternName::Oracle { density, block }) => {
+                oracle = Some((*density, block.unwrap_or(options.block)));
+            }
+            None => {}
+        }
         let out = tensors.get("out");
         if let Some(out) = &out {
             out.shape("[B, Hq, Nq, dv]", shape.out().map(Size::Is))?;
             out.dtype()?;
         }
-        Ok(Self { attention, query, key, value, bias, out, side })
+        Ok(Self { attention, query, key, value, bias, out, side, list, pattern, oracle })
     }
 
     pub fn arrays(&self) -> Arrays<'_> {
-        self.side.arrays()
+        let arrays = self.side.arrays();
+        match (&self.list, &self.pattern) {
+            (Some(list), _) => list.arrays(arrays),
+            (_, Some(source)) => source.arrays(arrays),
+            _ => arrays,
+        }
+    }
+
+    /// Whether the list is still to be found by the oracle.
+    pub const fn wants_oracle(&self) -> bool {
+        self.oracle.is_some()
+    }
+
+    /// Has the oracle find the list.
+    pub fn ask_oracle(&mut self, context: &Context) -> Result<()> {
+        if let Some((density, block)) = self.oracle.take() {
+            let list = keys::oracle(context, self, density, block)?;
+            self.attention.keys = list.keys;
+            self.list = Some(list);
+        }
+        Ok(())
     }
 
     /// The tensors as numbers, for the reference.
@@ -131,6 +184,32 @@ impl Decoded {
 }
 
 impl Options {
+    /// Dense causal softmax attention.
+    pub fn causal() -> Self {
+        Self {
+            activation: ActivationName::Softmax,
+            sigmoid_bias: None,
+            mask: Mask::causal(),
+            align: None,
+            scale: None,
+            softcap: None,
+            keys: KeysName::Dense,
+            block: (64, 64),
+            pattern: None,
+            lse: false,
+        }
+    }
+
+    /// The mask with the words that a pattern adds, for the arrays that they refer to.
+    fn mask_and_pattern(&self) -> Mask {
+        match &self.pattern {
+            Some(PatternName::Static(pattern)) => {
+                pattern.words().map_or(self.mask.clone(), |words| self.mask.clone() & words)
+            }
+            _ => self.mask.clone(),
+        }
+    }
+
     /// The first option that was given and means nothing to linear attention.
     pub fn given(&self) -> Option<&'static str> {
         let given = [
@@ -140,6 +219,8 @@ impl Options {
             ("--align", self.align.is_some()),
             ("--softcap", self.softcap.is_some()),
             ("--lse", self.lse),
+            ("--keys", self.keys != KeysName::Dense),
+            ("--pattern", self.pattern.is_some()),
         ];
         given.into_iter().find_map(|(name, given)| given.then_some(name))
     }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::{ArgGroup, ValueEnum};
 use serde::Serialize;
 use wgpu_attention::attention::reference::Reference;
-use wgpu_attention::{Attention, DType, Shape, Stage};
+use wgpu_attention::{Attention, Context, DType, Keys, Shape, Stage};
 
 use crate::check::{Check, check};
 use crate::compute::{self, Results};
@@ -22,7 +22,9 @@ use crate::{bad_input, device, linear, print};
 /// Tensors of --op attention: q [B, Hq, Nq, dk], k [B, Hk, Nk, dk] and v [B, Hv, Nk, dv] in f32, f16 or bf16;
 /// applied when present: alibi_slopes [Hq], key_bias [B|1, Hq|1, Nk], bias [B|1, Hq|1, Nq, Nk],
 /// query_offset [B]; for masks: mask [B|1, Hq|1, Nq, Nk], cu_seqlens_q and cu_seqlens_k [docs+1],
-/// key_lengths [B], roles_q [Nq], roles_k [Nk], role_table [R, R], tree_bits [Nq] or [Nq, 2].
+/// key_lengths [B], roles_q [Nq], roles_k [Nk], role_table [R, R], tree_bits [Nq] or [Nq, 2]; for
+/// lists of keys: block_mask [B|1, Hq|1, ⌈Nq/block⌉, ⌈Nk/block⌉], block_offsets [rows+1] and
+/// block_entries, or key_index_offsets [rows+1] and key_indices, rows being (B|1)(Hq|Hk|1)⌈Nq/block⌉.
 /// Tensors of --op linear: q, k and v with Nq = Nk = N and Hk = Hv = Hkv; by rule decay [Hkv]
 /// (slopes), gate [B, Hkv, N] or [B, Hkv, N, dk] (logarithms of decay), beta [B, Hkv|1, N]; applied
 /// when present: cu_seqlens [docs+1], state [B · docs, Hkv, f, dv], normalizer [B · docs, Hkv, f].
@@ -87,6 +89,9 @@ struct Report {
     value: [u32; 4],
     #[serde(skip_serializing_if = "Option::is_none")]
     mask: Option<String>,
+    /// The list of keys, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,7 +124,19 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
-    let problem = Problem::load(tensors, &args.options)?;
+    let mut problem = Problem::load(tensors, &args.options)?;
+    let on_host = args.adapter.as_deref() == Some("reference");
+    let context = match problem.wants_oracle() {
+        true if on_host => {
+            return Err(bad_input("--pattern: expected a device for the oracle, got `reference`"));
+        }
+        true => Some(device::open(args.adapter.as_deref())?),
+        false => None,
+    };
+    if let Some(context) = &context {
+        problem.ask_oracle(context)?;
+    }
+    let problem = problem;
     let decoded = problem.decode()?;
     let inputs = decoded.host_inputs(problem.arrays());
     // This checks the side arrays too, before a device is opened.
@@ -131,7 +148,8 @@ fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
     let attention = &problem.attention;
     let mut report = Report::new(&attention.shape, attention.dtype);
     report.mask = Some(attention.mask.to_string());
-    if let Some(results) = args.compute(&problem, &reference, &mut report)? {
+    report.keys = describe(&attention.keys);
+    if let Some(results) = args.compute(context, &problem, &reference, &mut report)? {
         if args.check {
             report.check = Some(check(&reference, &problem, &results, args.scores)?);
         }
@@ -160,6 +178,7 @@ impl Args {
     /// Computes what is asked for; nothing when that is the kernel's source alone.
     fn compute(
         &self,
+        context: Option<Context>,
         problem: &Problem<'_>,
         reference: &Reference<'_>,
         report: &mut Report,
@@ -170,7 +189,10 @@ impl Args {
             report.adapter = "reference (CPU, f64)".into();
             compute::on_host(reference, &problem.attention, self.scores)?
         } else {
-            let context = device::open(self.adapter.as_deref())?;
+            let context = match context {
+                Some(context) => context,
+                None => device::open(self.adapter.as_deref())?,
+            };
             let plan = compute::plan(&context, &problem.attention, variant)?;
             report.adapter = context.caps().adapter.clone();
             report.variant = Some(plan.variant().label());
@@ -250,6 +272,15 @@ impl Args {
     }
 }
 
+/// A list of keys in words.
+fn describe(keys: &Keys) -> Option<String> {
+    match keys {
+        Keys::Blocks { block_q, block_k, .. } => Some(format!("blocks of {block_q} x {block_k}")),
+        Keys::Indices { block_q, .. } => Some(format!("indices for {block_q} queries")),
+        _ => None,
+    }
+}
+
 /// The results as tensors of the output file.
 fn tensors<'a>(results: &'a Results, attention: &Attention) -> Vec<Named<'a>> {
     let sizes = |shape: &[u32]| shape.iter().map(|&size| size as usize).collect();
@@ -288,6 +319,7 @@ impl Report {
             key: shape.key(),
             value: shape.value(),
             mask: None,
+            keys: None,
             rule: None,
             feature_map: None,
             seconds: None,
@@ -317,9 +349,12 @@ impl fmt::Display for Report {
         }
         let Self { query, key, value, dtype, .. } = self;
         write!(f, "tensors  q {query:?}, k {key:?}, v {value:?} in {dtype}")?;
-        for (name, choice) in
-            [("mask", self.mask.as_deref()), ("rule", self.rule), ("features", self.feature_map)]
-        {
+        for (name, choice) in [
+            ("mask", self.mask.as_deref()),
+            ("keys", self.keys.as_deref()),
+            ("rule", self.rule),
+            ("features", self.feature_map),
+        ] {
             if let Some(choice) = choice {
                 write!(f, "; {name} {choice}")?;
             }

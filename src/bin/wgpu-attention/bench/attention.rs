@@ -5,7 +5,8 @@ use pollster::block_on;
 use serde_json::json;
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::{
-    Activation, Attention, Caps, Context, DType, Inputs, Mask, Outputs, Shape, Variant,
+    Activation, Arrays, Attention, Caps, Context, DType, Error, Inputs, KeyList, Keys, Mask,
+    Outputs, Pattern, Plan, Shape, Variant,
 };
 
 use super::{Args, Case, Entry};
@@ -31,8 +32,10 @@ pub fn entries(args: &Args, caps: &Caps) -> Result<Vec<Entry>> {
                     attention.activation = Activation::Sigmoid { bias: None };
                 }
                 attention.validate()?;
-                let variants = variants(&args.variant, caps, &attention)?;
-                entries.extend(variants.into_iter().map(|variant| entry(&attention, variant)));
+                for variant in variants(&args.variant, caps, &attention)? {
+                    let jobs = jobs(args, &attention);
+                    entries.extend(jobs.into_iter().map(|job| entry(&attention, variant, job)));
+                }
             }
         }
     }
@@ -64,14 +67,85 @@ fn variants(asked: &[String], caps: &Caps, attention: &Attention) -> Result<Vec<
             variants.extend(able());
         } else {
             let variant: Variant = problem::variant(asked)?;
-            variant.supports(caps, attention).map_err(wgpu_attention::Error::from)?;
+            variant.supports(caps, attention).map_err(Error::from)?;
             variants.push(variant);
         }
     }
     Ok(variants)
 }
 
-fn entry(attention: &Attention, variant: Variant) -> Entry {
+/// How keys are visited in one case.
+#[derive(Clone, Copy)]
+enum Job {
+    /// All of them, with the kernel's own tiles.
+    Dense,
+    /// All of them, with the tiles of a list.
+    DenseTiled(Keys),
+    /// Those of a random list.
+    Random(Keys, f64),
+    /// Those that a list says which says the mask.
+    Masked(Keys),
+}
+
+/// Dense attention alone or, where lists are asked for, with their tiles and then the lists.
+fn jobs(args: &Args, attention: &Attention) -> Vec<Job> {
+    let Some(kind) = args.keys else { return vec![Job::Dense] };
+    let keys = kind.keys(args.block, attention);
+    let lists = match args.causal {
+        true => vec![Job::Masked(keys)],
+        false => args.density.iter().map(|&density| Job::Random(keys, density)).collect(),
+    };
+    std::iter::once(Job::DenseTiled(keys)).chain(lists).collect()
+}
+
+impl Job {
+    /// What it adds to the label of a case.
+    fn label(&self) -> String {
+        match self {
+            Self::Dense => String::new(),
+            Self::DenseTiled(_) => "/dense".into(),
+            Self::Random(keys, density) => format!("/{}/density{density}", name(keys)),
+            Self::Masked(keys) => format!("/{}/as-mask", name(keys)),
+        }
+    }
+
+    /// The list of keys, where there is one.
+    fn list(&self, attention: &Attention) -> Result<Option<KeyList>, Error> {
+        let shape = &attention.shape;
+        let arrays = Arrays::default();
+        match *self {
+            Self::Dense | Self::DenseTiled(_) => Ok(None),
+            Self::Random(Keys::Blocks { block_q, block_k, .. }, density) => {
+                let source =
+                    Pattern::random(density, 1).source(attention, &arrays, (block_q, block_k))?;
+                Ok(Some(source.list))
+            }
+            Self::Random(keys, density) => {
+                let share = (density * f64::from(u32::MAX)) as u64;
+                let chosen = |head: u64, key: u32| {
+                    hash(head << 32 | u64::from(key)) & u64::from(u32::MAX) < share
+                };
+                let columns = |row: u64| (0..shape.key_len).filter(move |&key| chosen(row, key));
+                let rows: Vec<_> =
+                    (0..keys.rows(shape)).map(|row| columns(row).collect()).collect();
+                Ok(Some(KeyList::from_rows(keys, shape, &rows)?))
+            }
+            Self::Masked(keys) => {
+                let block = (keys.block_q().unwrap_or(64), keys.block_k().max(16));
+                Ok(Some(KeyList::from_mask(attention, &arrays, block)?))
+            }
+        }
+    }
+}
+
+fn name(keys: &Keys) -> String {
+    match *keys {
+        Keys::Blocks { block_q, block_k, .. } => format!("blocks{block_q}x{block_k}"),
+        _ => "indices".into(),
+    }
+}
+
+fn entry(attention: &Attention, variant: Variant, job: Job) -> Entry {
     let Shape { batch, query_heads, key_heads, query_len, head_dim, .. } = attention.shape;
     let activation = match attention.activation {
         Activation::Sigmoid { .. } => "sigmoid",
@@ -79,43 +153,62 @@ fn entry(attention: &Attention, variant: Variant) -> Entry {
     };
     let causal = attention.mask == Mask::causal();
     let label = format!(
-        "attention/{variant}/{}/{activation}{}/b{batch}h{query_heads}{}n{query_len}d{head_dim}",
+        "attention/{variant}/{}/{activation}{}/b{batch}h{query_heads}{}n{query_len}d{head_dim}{}",
         attention.dtype,
         if causal { "/causal" } else { "" },
         if key_heads == query_heads { String::new() } else { format!("kv{key_heads}") },
+        job.label(),
     );
     let shape = json!({
         "batch": batch, "heads": query_heads, "kv_heads": key_heads, "len": query_len,
         "head_dim": head_dim, "dtype": attention.dtype.name(), "activation": activation,
-        "causal": causal,
+        "causal": causal, "keys": job.label().trim_start_matches('/'),
     });
     let attention = attention.clone();
-    let prepare = Box::new(move |context: &Context| prepare(context, &attention, variant));
+    let prepare = Box::new(move |context: &Context| prepare(context, &attention, variant, job));
     Entry { label, variant: variant.name(), shape, prepare }
 }
 
 /// Makes the tensors on host and device, and the plan.
-fn prepare(context: &Context, attention: &Attention, variant: Variant) -> Result<Case> {
-    let (shape, dtype) = (&attention.shape, attention.dtype);
-    let plan = block_on(attention.plan_with(context, variant))?;
+fn prepare(context: &Context, attention: &Attention, variant: Variant, job: Job) -> Result<Case> {
+    let list = job.list(attention)?;
+    let mut attention = attention.clone();
+    if let Some(list) = &list {
+        attention.keys = list.keys;
+    }
+    let (shape, dtype) = (attention.shape, attention.dtype);
+    let plan = plan(context, &attention, variant, job)?;
     let [(query, host_query), (key, host_key), (value, host_value)] = [
         random_tensor(context, "q", dtype, shape.query())?,
         random_tensor(context, "k", dtype, shape.key())?,
         random_tensor(context, "v", dtype, shape.value())?,
     ];
     let out = DeviceTensor::new(context, "out", dtype, shape.out())?;
-    let inputs = Inputs::new(query.view(), key.view(), value.view());
+    let listed = list.as_ref().map_or_else(Arrays::default, |list| list.arrays(Arrays::default()));
+    let inputs = Inputs::new(query.view(), key.view(), value.view()).with_arrays(listed);
     let bound = plan.bind(&inputs, &Outputs::new(out.view()))?;
-    let checked = attention.clone();
+    let flops = flops(&attention, list.as_ref(), job);
     let check = Box::new(move |context: &Context| {
-        let inputs = HostInputs::new(&host_query, &host_key, &host_value);
-        let reference = Reference::new(&checked, &inputs)?;
+        let listed = list.as_ref().map_or_else(Arrays::default, |l| l.arrays(Arrays::default()));
+        let inputs = HostInputs::new(&host_query, &host_key, &host_value).with_arrays(listed);
+        let reference = Reference::new(&attention, &inputs)?;
         let rows = reference.sample(CHECKED_ROWS);
         Ok(reference.check_out(&rows, &out.read(context)?, None).0)
     });
     let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
     let bytes = tensors.map(|shape| elements(shape) * dtype.size() as f64).iter().sum();
-    Ok(Case { flops: flops(attention), bytes, bound, check })
+    Ok(Case { flops, bytes, bound, check })
+}
+
+/// The plan of a case; dense attention beside lists gets their tiles.
+fn plan(context: &Context, attention: &Attention, variant: Variant, job: Job) -> Result<Plan> {
+    if let Job::DenseTiled(keys) = job {
+        let listed = attention.clone().with_keys(keys);
+        if let Some(tiles) = variant.tiles(context.caps(), &listed).map_err(Error::from)? {
+            return Ok(block_on(attention.plan_tiles(context, variant, tiles))?);
+        }
+    }
+    Ok(block_on(attention.plan_with(context, variant))?)
 }
 
 /// Elements of a tensor.
@@ -124,12 +217,16 @@ pub(super) fn elements(shape: [u32; 4]) -> f64 {
 }
 
 /// Two matrix products over the pairs that count, a multiply and an add each.
-fn flops(attention: &Attention) -> f64 {
+fn flops(attention: &Attention, list: Option<&KeyList>, job: Job) -> f64 {
     let shape = &attention.shape;
     let (queries, keys) = (f64::from(shape.query_len), f64::from(shape.key_len));
     // As many keys as queries: query i sees i + 1 of them.
     let causal = attention.mask == Mask::causal();
-    let pairs = if causal { queries * (queries + 1.0) / 2.0 } else { queries * keys };
+    let pairs = match (list, job) {
+        (Some(list), Job::Random(..)) => queries * keys * list.density(shape),
+        _ if causal => queries * (queries + 1.0) / 2.0,
+        _ => queries * keys,
+    };
     let products = f64::from(shape.head_dim) + f64::from(shape.value_dim);
     2.0 * f64::from(shape.batch) * f64::from(shape.query_heads) * products * pairs
 }
@@ -148,13 +245,17 @@ pub(super) fn random_tensor(
     Ok((tensor.write(context, &dtype.encode(&numbers)), numbers))
 }
 
-/// A multiple of 1/32 between −4 and 4, exact in every dtype, from the hash of an index.
-fn random_number(index: u64) -> f32 {
-    // The finaliser of SplitMix64.
+/// The finaliser of SplitMix64.
+fn hash(index: u64) -> u64 {
     let mut hash = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^= hash >> 31;
+    hash ^ hash >> 31
+}
+
+/// A multiple of 1/32 between −4 and 4, exact in every dtype, from the hash of an index.
+fn random_number(index: u64) -> f32 {
+    let hash = hash(index);
     // The sum of four even distributions is close to a normal one.
     let sum: u64 = [0, 6, 12, 18].iter().map(|shift| hash >> shift & 63).sum();
     (sum as f32 - 126.0) / 32.0

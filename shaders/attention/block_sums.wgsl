@@ -1,0 +1,121 @@
+// attention.block_sums: how much weight each block of queries gives to each block of keys, [batch,
+// heads, blocks of queries, blocks of keys], without the weights ever being in memory. One workgroup
+// computes a row of blocks and a thread one query of it, in two passes over the keys: the first finds
+// each row's maximum and total, the second adds up weights. The sums are written through the f32
+// binding `lse`.
+// Expects: THREADS queries to a block, BLOCK_K, HEAD_VECS.
+
+const STAGED_KEYS: u32 = 8u;
+
+const_assert BLOCK_K % STAGED_KEYS == 0u;
+
+var<workgroup> staged: array<vec4<f32>, STAGED_KEYS * HEAD_VECS>;
+var<workgroup> row_sums: array<f32, THREADS>;
+
+// A query's scores against the keys from `first` on, MASKED where the pair does not count.
+fn score_keys(row: ptr<function, Row>, here: Place, thread: u32, first: u32) -> array<f32, STAGED_KEYS> {
+    workgroupBarrier();
+    let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
+    for (var i = thread; i < STAGED_KEYS * HEAD_VECS; i += THREADS) {
+        let key_index = first + i / HEAD_VECS;
+        let dim = 4u * (i % HEAD_VECS);
+        let count = select(0u, params.head_dim - min(params.head_dim, dim), key_index < params.key_len);
+        staged[i] = load_key(key_start + key_index * params.key.z + dim, count);
+    }
+    workgroupBarrier();
+    let query_start = params.query.w + here.batch * params.query.x + here.head * params.query.y
+        + u32((*row).query) * params.query.z;
+    var scores: array<f32, STAGED_KEYS>;
+    for (var vector = 0u; vector < HEAD_VECS; vector++) {
+        let count = select(0u, params.head_dim - 4u * vector, (*row).exists);
+        let q = params.query_scale * load_query(query_start + 4u * vector, count);
+        for (var i = 0u; i < STAGED_KEYS; i++) {
+            scores[i] += dot(q, staged[i * HEAD_VECS + vector]);
+        }
+    }
+    for (var i = 0u; i < STAGED_KEYS; i++) {
+        let key_index = first + i;
+        if (keeps(row, here, i32(key_index))) {
+            scores[i] = modify(row, here, key_index, scores[i]);
+        } else {
+            scores[i] = MASKED;
+        }
+    }
+    return scores;
+}
+
+// A query's weight before its row is normalised.
+fn weight_of(row: ptr<function, Row>, score: f32) -> f32 {
+    if (score == MASKED) {
+        return 0.0;
+    }
+    if (SOFTMAX) {
+        return exp2(LOG2_E * (score - (*row).maximum));
+    }
+    return 1.0 / (1.0 + exp2(min(-(LOG2_E * score + params.sigmoid_bias), 100.0)));
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let index = group.x + group.y * groups.x;
+    if (index >= params.workgroups) {
+        return;
+    }
+    let block = index % params.query_blocks;
+    let head_and_batch = index / params.query_blocks;
+    let here = place(head_and_batch / params.heads, head_and_batch % params.heads);
+    var row = start_row(here.batch, block * THREADS + thread);
+    let walk = plan_walk(thread, &row);
+    // The blocks of keys that the mask leaves something of.
+    let last = max(walk.count, 1u) - 1u;
+    let first_block = u32(walk.ranges[0].x) / BLOCK_K;
+    let end_block = (u32(walk.ranges[last].y) + BLOCK_K - 1u) / BLOCK_K;
+
+    if (SOFTMAX) {
+        for (var first = first_block * BLOCK_K; first < end_block * BLOCK_K; first += STAGED_KEYS) {
+            let scores = score_keys(&row, here, thread, first);
+            var maximum = row.maximum;
+            for (var i = 0u; i < STAGED_KEYS; i++) {
+                maximum = max(maximum, scores[i]);
+            }
+            row.total *= exp2(LOG2_E * (row.maximum - maximum));
+            row.maximum = maximum;
+            for (var i = 0u; i < STAGED_KEYS; i++) {
+                row.total += weight_of(&row, scores[i]);
+            }
+        }
+    }
+    var factor = 1.0;
+    if (SOFTMAX) {
+        factor = select(0.0, 1.0 / row.total, row.total > 0.0);
+    }
+    let key_blocks = (params.key_len + BLOCK_K - 1u) / BLOCK_K;
+    let start = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + block * params.lse.z;
+    for (var key_block = thread; key_block < key_blocks; key_block += THREADS) {
+        if (key_block < first_block || key_block >= end_block) {
+            lse[start + key_block] = 0.0;
+        }
+    }
+    for (var key_block = first_block; key_block < end_block; key_block++) {
+        var sum = 0.0;
+        for (var first = key_block * BLOCK_K; first < (key_block + 1u) * BLOCK_K; first += STAGED_KEYS) {
+            let scores = score_keys(&row, here, thread, first);
+            for (var i = 0u; i < STAGED_KEYS; i++) {
+                sum += weight_of(&row, scores[i]);
+            }
+        }
+        row_sums[thread] = factor * sum;
+        workgroupBarrier();
+        if (thread == 0u) {
+            var total = 0.0;
+            for (var i = 0u; i < THREADS; i++) {
+                total += row_sums[i];
+            }
+            lse[start + key_block] = total;
+        }
+    }
+}
