@@ -78,15 +78,21 @@ fn threads_do_not_disturb_each_other() {
 }
 
 /// The shaders stay inside their tensors and arrays: checks of every index, loop and byte of
-/// workgroup memory change no bit.
+/// workgroup memory change no bit on the software drivers. A GPU's compiler may join products and
+/// sums in other places once checks stand between them; there both must be right.
 #[test]
 fn checked_shaders_give_the_same_bits() {
     let Some(context) = context() else { return };
     let [unchecked, checked] = [false, true].map(|checks| context.with_checked_shaders(checks));
     for case in cases() {
         for variant in variants(context, &case.attention) {
-            let run = |context| bits(&case.run(context, variant).expect("runs"));
-            assert_eq!(run(&unchecked), run(&checked), "{variant}: {:?}", case.attention);
+            let [plain, guarded] =
+                [&unchecked, &checked].map(|context| case.run(context, variant).expect("runs"));
+            if context.caps().is_cpu {
+                assert_eq!(bits(&plain), bits(&guarded), "{variant}: {:?}", case.attention);
+            }
+            case.judge(&plain, "unchecked");
+            case.judge(&guarded, "checked");
         }
     }
 }
