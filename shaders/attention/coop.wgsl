@@ -48,22 +48,6 @@ fn remaining(dim: u32, first: u32) -> u32 {
     return dim - min(dim, first);
 }
 
-fn row_max(x: f32) -> f32 {
-    var largest = x;
-    for (var distance = 1u; distance < LANES; distance *= 2u) {
-        largest = max(largest, subgroupShuffleXor(largest, distance));
-    }
-    return largest;
-}
-
-fn row_sum(x: f32) -> f32 {
-    var total = x;
-    for (var distance = 1u; distance < LANES; distance *= 2u) {
-        total += subgroupShuffleXor(total, distance);
-    }
-    return total;
-}
-
 // A thread's share of the next tile, under way while it computes.
 struct Next {
     key: array<vec4<f16>, KEY_LOADS>,

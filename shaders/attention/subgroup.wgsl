@@ -2,22 +2,6 @@
 // its maximum and total by shuffles. Threads are numbered by subgroup, whatever its size is, so
 // that neighbours are neighbours: the plan makes LANES divide the smallest subgroup there may be.
 
-fn row_max(x: f32) -> f32 {
-    var largest = x;
-    for (var distance = 1u; distance < LANES; distance *= 2u) {
-        largest = max(largest, subgroupShuffleXor(largest, distance));
-    }
-    return largest;
-}
-
-fn row_sum(x: f32) -> f32 {
-    var total = x;
-    for (var distance = 1u; distance < LANES; distance *= 2u) {
-        total += subgroupShuffleXor(total, distance);
-    }
-    return total;
-}
-
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,

@@ -199,7 +199,11 @@ impl Variant {
                 fragments.push(fragment!(super "attention/walk.wgsl"));
                 fragments.extend(keys_fragments(&attention.keys, tiles));
                 if self != Self::Coop {
+                    fragments.push(fragment!(super "attention/stage.wgsl"));
                     fragments.push(fragment!(super "attention/forward.wgsl"));
+                }
+                if self != Self::Tiled {
+                    fragments.push(fragment!(super "attention/lanes.wgsl"));
                 }
             }
             None => match attention.output {
