@@ -102,12 +102,6 @@ pub enum Error {
     /// The device was lost or destroyed.
     #[error("the device was lost: {0}; make a new Context to go on")]
     DeviceLost(String),
-    /// The device did not finish in time.
-    #[error("the device did not finish within {seconds} s")]
-    Timeout {
-        /// How long was waited.
-        seconds: u64,
-    },
 }
 
 impl Error {

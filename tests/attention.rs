@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, Layout, Random, context, layouts, small};
+use common::{Case, Layout, context, layouts, small};
 use wgpu_attention::{Activation, Attention, Broadcast, DType, Mask, Positions, Shape, Stage};
 
 fn sigmoid() -> Activation {
@@ -237,5 +237,4 @@ fn deterministic() {
     for _ in 0..10 {
         assert_eq!(case.run_plan(context, &plan).expect("runs").out, first);
     }
-    let _ = Random::new(0);
 }

@@ -116,20 +116,8 @@ fn put(next: ptr<function, Next>, thread: u32, full: bool) {
 fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first: i32, end: i32, full: bool) {
     for (var vector = lane; vector < BLOCK_K / 4u; vector += LANES) {
         let at = local_row * SCORE_STRIDE + vector;
-        var scores = params.query_scale * tiles.scores[at];
-        for (var i = 0u; i < 4u; i++) {
-            let position = first + i32(4u * vector + i);
-            let key_index = i32(key_at(u32(position)));
-            if (full || (position < end && keeps(row, here, key_index))) {
-                if (MODIFIED) {
-                    let score = modify(row, here, u32(key_index), scores[i]);
-                    scores[i] = select(score * LOG2_E, MASKED, score == MASKED);
-                }
-            } else {
-                scores[i] = MASKED;
-            }
-        }
-        tiles.scores[at] = scores;
+        let scores = params.query_scale * tiles.scores[at];
+        tiles.scores[at] = judge_four(row, here, scores, first + i32(4u * vector), end, full);
     }
 }
 

@@ -11,7 +11,7 @@
 //  5. What is staged next is loaded into registers before the arithmetic on what is there.
 // Barriers per tile: two for each staged chunk of keys and of values.
 // Which tiles come, and what key a position of the walk is, keys_*.wgsl say.
-// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), the staging of stage.wgsl.
+// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), the staging of stage.wgsl, judge.wgsl.
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
 const COLS: u32 = BLOCK_K / THREADS_X;
@@ -58,20 +58,7 @@ fn remaining(dim: u32, first: u32) -> u32 {
 fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first: i32, end: i32, full: bool) {
     for (var vector = lane; vector < KEY_VECS; vector += LANES) {
         let at = weight_at(local_row, vector);
-        var scores = weight_tile[at];
-        for (var i = 0u; i < 4u; i++) {
-            let position = first + i32(4u * vector + i);
-            let key_index = i32(key_at(u32(position)));
-            if (full || (position < end && keeps(row, here, key_index))) {
-                if (MODIFIED) {
-                    let score = modify(row, here, u32(key_index), scores[i]);
-                    scores[i] = select(score * LOG2_E, MASKED, score == MASKED);
-                }
-            } else {
-                scores[i] = MASKED;
-            }
-        }
-        weight_tile[at] = scores;
+        weight_tile[at] = judge_four(row, here, weight_tile[at], first + i32(4u * vector), end, full);
     }
 }
 

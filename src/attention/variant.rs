@@ -198,6 +198,7 @@ impl Variant {
                     .size("VALUE_KEYS", tiles.value_keys);
                 fragments.push(fragment!(super "attention/walk.wgsl"));
                 fragments.extend(keys_fragments(&attention.keys, tiles));
+                fragments.push(fragment!(super "attention/judge.wgsl"));
                 if self != Self::Coop {
                     fragments.push(fragment!(super "attention/stage.wgsl"));
                     fragments.push(fragment!(super "attention/forward.wgsl"));
