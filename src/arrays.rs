@@ -107,4 +107,6 @@ pub struct Arrays<'a> {
     pub alibi_slopes: Option<Array<'a>>,
     /// `f32 [batch | 1, query_heads | 1, key_len]`: a bias per key.
     pub key_bias: Option<Array<'a>>,
+    /// `f32 [query_heads]`: the logits of [`Score::sinks`](crate::Score::sinks).
+    pub sinks: Option<Array<'a>>,
 }

@@ -100,7 +100,7 @@ impl Caps {
         if !self.is_cpu {
             return dim;
         }
-        let buckets = [16, 32, 64, 96, 128, 192, 256];
+        let buckets = [16, 32, 64, 96, 128, 192, 256, 384, 512, 576];
         buckets.into_iter().find(|&bucket| bucket >= dim).unwrap_or(dim)
     }
 }

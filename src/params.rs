@@ -119,6 +119,8 @@ pub struct AttentionParams {
     pub key_bias_batch: u32,
     /// Numbers between the key bias's heads.
     pub key_bias_head: u32,
+    /// Start of the sinks in the side buffer.
+    pub sinks_at: u32,
     /// Which stage of the scores is asked for.
     pub stage: u32,
     /// AND-terms of the mask.
@@ -141,6 +143,12 @@ pub struct AttentionParams {
     pub list_shift: u32,
     /// What is known of the list: 0 nothing, 1 it ascends without overlaps, 2 full entries are.
     pub list_trust: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding_0: u32,
+    /// As `padding_0`.
+    pub padding_1: u32,
+    /// As `padding_0`.
+    pub padding_2: u32,
 }
 
 /// Twin of `Params` in `shaders/merge/merge.wgsl`.

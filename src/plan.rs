@@ -207,6 +207,8 @@ pub struct PackedLayout {
     pub alibi_slopes: Option<u32>,
     /// [`Arrays::key_bias`], in the side buffer.
     pub key_bias: Option<u32>,
+    /// [`Arrays::sinks`], in the side buffer.
+    pub sinks: Option<u32>,
     /// [`MergeInputs::log_weights`](crate::MergeInputs::log_weights), in the side buffer.
     pub log_weights: Option<u32>,
     /// [`LinearInputs::starts`](crate::LinearInputs::starts), in the metadata.

@@ -4,7 +4,7 @@ use crate::{DType, Error};
 
 /// What a pair scores: `scale · q·k`, then softcap, then ALiBi and the biases added.
 ///
-/// The arrays behind `alibi`, `key_bias` and `bias` are given when a plan is bound, in
+/// The arrays behind `alibi`, `key_bias`, `bias` and `sinks` are given when a plan is bound, in
 /// [`Inputs`](crate::Inputs).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -19,6 +19,9 @@ pub struct Score {
     pub key_bias: Option<Broadcast>,
     /// Adds a number per pair, of this element type; −∞ masks the pair.
     pub bias: Option<(DType, Broadcast)>,
+    /// Lets a logit per query head join the sum that weights are divided by, as a key would that
+    /// has no value: the weights of a row then add up to less than 1 (softmax only).
+    pub sinks: bool,
 }
 
 /// Along which leading axes an array has entries of its own; along the others it is shared.

@@ -3,7 +3,7 @@
 use crate::Error;
 
 /// The largest head dimension, of queries and keys as of values.
-pub const MAX_HEAD_DIM: u32 = 256;
+pub const MAX_HEAD_DIM: u32 = 576;
 
 /// The sizes of one attention call: queries `[batch, query_heads, query_len, head_dim]`, keys
 /// `[batch, key_heads, key_len, head_dim]`, values `[batch, value_heads, key_len, value_dim]`,

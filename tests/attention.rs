@@ -57,7 +57,17 @@ fn every_layout_and_dtype() {
 #[test]
 fn head_dims() {
     let Some(context) = context() else { return };
-    let dims = [(1, 1), (2, 3), (40, 96), (128, 128), (80, 192), (256, 256), (255, 256)];
+    let dims = [
+        (1, 1),
+        (2, 3),
+        (40, 96),
+        (128, 128),
+        (80, 192),
+        (256, 256),
+        (255, 256),
+        (576, 512),
+        (318, 576),
+    ];
     for (seed, (head_dim, value_dim)) in dims.into_iter().enumerate() {
         let shape = Shape::new(1, 2, 37, head_dim).with_value_dim(value_dim).with_key_len(70);
         let dtype = DType::ALL[seed % 3];
@@ -161,6 +171,28 @@ fn scores_at_every_stage() {
                     .with_scores(stage);
                 Case::new(attention, 5).check(context);
             }
+        }
+    }
+}
+
+/// Sinks far below, among and far above the scores, with and without modified scores, and rows
+/// without keys, whose LSE is that of their sink.
+#[test]
+fn sinks() {
+    let Some(context) = context() else { return };
+    let mask: Mask = "causal & lengths".parse().expect("a valid expression");
+    for (seed, dtype) in (0..).zip(DType::ALL) {
+        let plain = Attention::new(small(), dtype).with_sinks().with_mask(mask.clone());
+        for attention in [plain.clone(), plain.clone().with_softcap(3.0).with_alibi()] {
+            let mut case = Case::new(attention.clone().with_lse(), seed);
+            case.sides.sinks = Some(vec![-50.0, 1.5, 30.0, 0.0]);
+            case.sides.key_lengths = Some(vec![0, 40]);
+            case.check(context);
+            let results = case.run(context, wgpu_attention::Variant::Tiled).expect("it runs");
+            let lse = results.lse.expect("asked for");
+            assert!((lse[0] + 50.0).abs() < 1e-5 && (lse[33] - 1.5).abs() < 1e-6, "{lse:?}");
+            case.attention = attention.with_scores(Stage::Probabilities);
+            case.check(context);
         }
     }
 }

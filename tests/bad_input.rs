@@ -37,20 +37,21 @@ fn configurations() {
         attention
     };
     let five = (1..=5).map(Mask::sink).reduce(|a, b| a | b).expect("five terms");
-    let cases: [(Attention, &[&str]); 17] = [
+    let cases: [(Attention, &[&str]); 18] = [
         (with(|s| s.key_heads = 3), &["shape.key_heads", "divisor of the 4 query heads", "got 3"]),
         (with(|s| s.value_heads = 8), &["shape.value_heads", "divisor", "got 8"]),
         (with(|s| s.key_heads = 0), &["shape.key_heads", "at least 1", "got 0"]),
         (with(|s| s.query_heads = 0), &["shape.key_heads", "0 query heads", "got 2"]),
-        (with(|s| s.head_dim = 0), &["shape.head_dim", "1 to 256", "got 0"]),
-        (with(|s| s.head_dim = 257), &["shape.head_dim", "1 to 256", "got 257"]),
-        (with(|s| s.value_dim = 300), &["shape.value_dim", "1 to 256", "got 300"]),
+        (with(|s| s.head_dim = 0), &["shape.head_dim", "1 to 576", "got 0"]),
+        (with(|s| s.head_dim = 577), &["shape.head_dim", "1 to 576", "got 577"]),
+        (with(|s| s.value_dim = 600), &["shape.value_dim", "1 to 576", "got 600"]),
         (with(|s| s.query_len = u32::MAX), &["shape.query_len", "at most", "4294967295"]),
         (with(|s| s.key_len = 1 << 29), &["shape.key_len", "at most", "536870912"]),
         (plain().with_scale(f32::NAN), &["score.scale", "finite", "NaN"]),
         (plain().with_softcap(0.0), &["score.softcap", "above 0", "got 0"]),
         (plain().with_softcap(f32::INFINITY), &["score.softcap", "finite", "inf"]),
         (sigmoid(Some(f32::NEG_INFINITY)), &["sigmoid bias", "finite", "-inf"]),
+        (sigmoid(None).with_sinks(), &["score.sinks", "none with the sigmoid", "sinks"]),
         (sigmoid(None).with_lse(), &["output", "no LSE with the sigmoid", "lse"]),
         (plain().with_mask(five), &["mask", "at most 4", "5 terms"]),
         (
@@ -378,6 +379,9 @@ fn tensors_and_arrays_are_there_exactly_when_used() {
     arrays.alibi_slopes = Some(Array::f32(&[1.0; 4]));
     refuse(arrays, &["`alibi_slopes`", "does not use it", "4 values"]);
     arrays.alibi_slopes = None;
+    arrays.sinks = Some(Array::f32(&[1.0; 4]));
+    refuse(arrays, &["`sinks`", "does not use it", "4 values"]);
+    arrays.sinks = None;
 
     let source = buffer(context, 8, BufferUsages::COPY_SRC);
     let unusable = buffer(context, 8, STORAGE.difference(BufferUsages::COPY_SRC));

@@ -142,9 +142,9 @@ fn parameters_are_where_the_shaders_look() {
         query_scale softcap sigmoid_bias bias_dtype has_lse document_positions nan query_offset_at
         query_starts_at key_starts_at documents key_lengths_at query_roles_at key_roles_at
         role_table_at tree_bits_at dense_mask_at dense_mask_batch dense_mask_head dense_mask_row
-        alibi_slopes_at key_bias_at key_bias_batch key_bias_head stage terms list_offsets_at
+        alibi_slopes_at key_bias_at key_bias_batch key_bias_head sinks_at stage terms list_offsets_at
         list_entries_at list_len list_batch list_head list_head_group list_block_q list_shift
-        list_trust);
+        list_trust padding_0 padding_1 padding_2);
     let merge = members!(MergeParams:
         parts lse weights out out_lse count batch heads len dim has_logits has_log_weights has_lse
         nan padding_0 padding_1 padding_2);

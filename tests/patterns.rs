@@ -178,10 +178,11 @@ fn block_sums_and_the_oracle() {
     ] {
         let shape = Shape::new(1, 2, 100, dim).with_key_value_heads(1).with_key_len(177);
         for (sizes, mask) in [((64, 32), "causal"), ((32, 64), "window(40,3) | sink(2)")] {
-            let plain = Attention::new(shape, dtype)
+            let mut plain = Attention::new(shape, dtype)
                 .with_mask(mask.parse().expect("a mask"))
                 .with_activation(activation)
                 .with_softcap(6.0);
+            plain.score.sinks = dtype == DType::F16;
             let case = Case::new(plain.clone(), 17);
             let sums = block_sums(context, &case, sizes);
 
@@ -213,7 +214,7 @@ fn block_sums_and_the_oracle() {
                 compare(&sums, &add(false), &add(true), DType::F32, f64::from(sizes.0) * 4.0);
             assert!(found.ok, "{mask} {dtype}: {found:?}");
 
-            let visible = KeyList::from_mask(&plain, &Arrays::default(), sizes).expect("valid");
+            let visible = KeyList::from_mask(&plain, &case.sides.arrays(), sizes).expect("valid");
             let top = visible.top_blocks(&shape, &sums, 0.5).expect("valid");
             let mut oracle = Case::new(plain.clone().with_keys(top.keys), 17);
             oracle.sides.list = Some(top);
@@ -233,7 +234,8 @@ fn block_sums(context: &wgpu_attention::Context, case: &Case, sizes: (u32, u32))
     let wanted = [shape.batch, shape.query_heads, blocks[0], blocks[1]];
     let sums = Placed::new(context, DType::F32, wanted, Layout::Apart(3), None);
     let plan = pollster::block_on(attention.plan(context)).expect("plans");
-    let inputs = Inputs::new(query.view(), key.view(), value.view());
+    let inputs =
+        Inputs::new(query.view(), key.view(), value.view()).with_arrays(case.sides.arrays());
     let bound = plan.bind(&inputs, &Outputs::scores(sums.view())).expect("binds");
     pollster::block_on(context.run(&bound)).expect("runs");
     sums.read(context)

@@ -162,6 +162,7 @@ impl Static {
             .with_positions(pick(&positions, drawn.positions));
         attention.score.scale = drawn.scale;
         self.add_modifiers(&mut attention, drawn.modifiers);
+        attention.score.sinks = !self.sigmoid && drawn.modifiers >> 24 & 1 == 1;
         if self.sigmoid {
             let biases = [None, Some(0.0), Some(-3.0)];
             attention.activation = Activation::Sigmoid { bias: pick(&biases, drawn.output) };

@@ -208,6 +208,30 @@ fn stages_follow_their_formulas() {
     }
 }
 
+/// A sink is one more key, of any score and with value 0; in one part of several, it merges.
+#[test]
+fn a_sink_is_a_key_without_a_value() {
+    let tensors = Tensors::new(&SMALL);
+    let sinks: Vec<f32> = (0..SMALL.query_heads).map(|head| head as f32 - 1.0).collect();
+    let mut arrays = Arrays::default();
+    arrays.sinks = Some(Array::f32(&sinks));
+    let plain = rows(&attention(SMALL), &tensors.inputs());
+    let sunk = attention(SMALL).with_sinks();
+    let sunk = rows(&sunk, &tensors.inputs().with_arrays(arrays));
+    let rows_per_head = SMALL.query_len as usize;
+    for (index, (plain, sunk)) in plain.iter().zip(&sunk).enumerate() {
+        let sink = f64::from(sinks[index / rows_per_head % sinks.len()]);
+        let lse = (plain.lse.exp() + sink.exp()).ln();
+        assert_close(&[sunk.lse], &[lse]);
+        let out: Vec<f64> = plain.out.iter().map(|x| x * (plain.lse - lse).exp()).collect();
+        assert_close(&sunk.out, &out);
+    }
+    let empty = attention(SMALL).with_sinks().with_mask(Mask::sink(0));
+    let empty = rows(&empty, &tensors.inputs().with_arrays(arrays));
+    assert_eq!(empty[0].lse, -1.0);
+    assert!(empty[0].out.iter().all(|&x| x == 0.0));
+}
+
 #[test]
 fn the_eager_form_is_near_and_rounded_to_the_dtype() {
     let shape = Shape::new(1, 2, 65, 24).with_value_dim(7);

@@ -12,7 +12,7 @@ use wgpu_attention::{
     Positions, Shape, Source, Stage, Target, Tiles, Variant,
 };
 
-const DIMS: [u32; 10] = [1, 7, 16, 32, 40, 64, 96, 128, 192, 256];
+const DIMS: [u32; 12] = [1, 7, 16, 32, 40, 64, 96, 128, 192, 256, 320, 576];
 
 /// Devices that differ in what the tile table asks about.
 fn devices() -> [(&'static str, Caps); 4] {

@@ -5,7 +5,8 @@
 // binding `lse`.
 // Expects: THREADS queries to a block, BLOCK_K, HEAD_VECS.
 
-const STAGED_KEYS: u32 = 8u;
+// Fewer where rows are long: they share 16 KiB of workgroup memory.
+const STAGED_KEYS: u32 = select(4u, 8u, HEAD_VECS <= 64u);
 
 const_assert BLOCK_K % STAGED_KEYS == 0u;
 
@@ -76,6 +77,8 @@ fn main(
     let end_block = (u32(walk.ranges[last].y) + BLOCK_K - 1u) / BLOCK_K;
 
     if (SOFTMAX) {
+        row.maximum = sink_of(here);
+        row.total = select(0.0, 1.0, row.maximum > EMPTY);
         for (var first = first_block * BLOCK_K; first < end_block * BLOCK_K; first += STAGED_KEYS) {
             let scores = score_keys(&row, here, thread, first);
             var maximum = row.maximum;

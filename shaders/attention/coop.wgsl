@@ -334,15 +334,10 @@ fn main(
 
     let total = row_sum(row.total);
     let poisoned = row_max(select(0.0, 1.0, row.poisoned)) > 0.0;
-    var factor = 1.0;
-    if (SOFTMAX) {
-        factor = select(0.0, 1.0 / total, total > 0.0);
-    }
-    factor = select(factor, not_a_number(), poisoned);
+    let finish = finish_row(&row, here, total, poisoned);
     if (params.has_lse != 0u && row.exists && lane == 0u) {
         let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + u32(row.query) * params.lse.z;
-        let logarithm = LN_2 * row.maximum + log(max(total, 1e-38));
-        lse[at] = select(select(MASKED, logarithm, total > 0.0), not_a_number(), poisoned);
+        lse[at] = finish.lse;
     }
     workgroupBarrier();
     let spoilt = atomicLoad(&found_non_finite) != 0u;
@@ -357,7 +352,7 @@ fn main(
         for (var vector = lane; vector < 4u; vector += LANES) {
             let dim = 16u * v + 4u * vector;
             if (row.exists && dim < params.value_dim) {
-                var numbers = factor * tiles.scores[local_row * SCORE_STRIDE + vector];
+                var numbers = finish.factor * tiles.scores[local_row * SCORE_STRIDE + vector];
                 if (spoilt) {
                     numbers = select(numbers, vec4(not_a_number()), keeps_non_finite(&row, here, &walk, dim));
                 }

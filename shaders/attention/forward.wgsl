@@ -11,7 +11,7 @@
 //  5. What is staged next is loaded into registers before the arithmetic on what is there.
 // Barriers per tile: two for each staged chunk of keys and of values.
 // Which tiles come, and what key a position of the walk is, keys_*.wgsl say.
-// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), the staging of stage.wgsl, judge.wgsl.
+// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), the staging of stage.wgsl, judge.wgsl, finish.wgsl.
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
 const COLS: u32 = BLOCK_K / THREADS_X;
@@ -263,7 +263,13 @@ fn attend(group: u32, thread: u32) {
     let total = row_sum(row.total);
     let poisoned = row_max(select(0.0, 1.0, row.poisoned)) > 0.0;
     if (owns && lane == 0u) {
-        finish_row(&row, here, owned_row, total, poisoned);
+        let finish = finish_row(&row, here, total, poisoned);
+        row_factor[owned_row] = finish.factor;
+        if (params.has_lse != 0u && row.exists) {
+            let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y
+                + u32(row.query) * params.lse.z;
+            lse[at] = finish.lse;
+        }
     }
     workgroupBarrier();
     // unroll
@@ -279,21 +285,5 @@ fn attend(group: u32, thread: u32) {
                 store_out(start + dim, remaining(params.value_dim, dim), acc[r * OUT_VECS + vector] * row_factor[local_row]);
             }
         }
-    }
-}
-
-// Leaves the factor of the row's output in `row_factor` and writes its LSE. A row without keys has
-// output 0 and LSE MASKED.
-fn finish_row(row: ptr<function, Row>, here: Place, local_row: u32, total: f32, poisoned: bool) {
-    var factor = 1.0;
-    if (SOFTMAX) {
-        factor = select(0.0, 1.0 / total, total > 0.0);
-    }
-    row_factor[local_row] = select(factor, not_a_number(), poisoned);
-    if (params.has_lse != 0u && (*row).exists) {
-        let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y
-            + u32((*row).query) * params.lse.z;
-        let logarithm = LN_2 * (*row).maximum + log(max(total, 1e-38));
-        lse[at] = select(select(MASKED, logarithm, total > 0.0), not_a_number(), poisoned);
     }
 }

@@ -53,6 +53,7 @@ struct Params {
     key_bias_at: u32,
     key_bias_batch: u32,
     key_bias_head: u32,
+    sinks_at: u32,
     stage: u32,
     terms: u32,
     list_offsets_at: u32,
@@ -64,6 +65,9 @@ struct Params {
     list_block_q: u32,
     list_shift: u32,
     list_trust: u32,
+    padding_0: u32,
+    padding_1: u32,
+    padding_2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -74,7 +78,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 // Lengths, roles, bits: see `Arrays`.
 @group(0) @binding(6) var<storage, read> metadata: array<u32>;
-// Slopes and biases per key: see `Arrays`.
+// Slopes, biases per key and sinks: see `Arrays`.
 @group(0) @binding(7) var<storage, read> side: array<f32>;
 @group(0) @binding(8) var<storage, read> bias: array<u32>;
 

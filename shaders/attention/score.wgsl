@@ -1,4 +1,4 @@
-// The score modifiers: softcap, then ALiBi, the bias per key and the bias per pair.
+// The score modifiers: softcap, then ALiBi, the bias per key and the bias per pair; and sinks.
 
 // The bits of one element of the bias, widened to those of an f32.
 fn bias_bits(element: u32) -> u32 {
@@ -14,6 +14,14 @@ fn bias_bits(element: u32) -> u32 {
         return ((half & 0x8000u) << 16u) | 0x7f800000u;
     }
     return bitcast<u32>(unpack2x16float(half).x);
+}
+
+// The logit that joins the sum of a row's weights without a value; MASKED for none.
+fn sink_of(here: Place) -> f32 {
+    if (params.sinks_at == ABSENT) {
+        return MASKED;
+    }
+    return side[params.sinks_at + params.head_base + here.head];
 }
 
 // A modified score, given scale · q·k; MASKED where the bias says −∞.

@@ -81,6 +81,8 @@ fn main(
         return;
     }
     maximum = group_max(thread, maximum);
+    let sink = sink_of(here);
+    maximum = max(maximum, sink);
     let poisoned = group_max(thread, spoilt) > 0.0;
     var total = 0.0;
     for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
@@ -98,7 +100,7 @@ fn main(
     }
     var factor = 1.0;
     if (SOFTMAX) {
-        total = group_sum(thread, total);
+        total = group_sum(thread, total) + select(0.0, exp2(LOG2_E * (sink - maximum)), sink > EMPTY);
         factor = select(0.0, 1.0 / total, total > 0.0);
     }
     factor = select(factor, not_a_number(), poisoned);

@@ -58,10 +58,9 @@ pub(crate) fn check_arrays(attention: &Attention, arrays: &Arrays) -> Result<(),
     sized("mask", dense, mask.any(|term| term.dense).then_some(bits))?;
 
     let slopes = attention.score.alibi.then_some([heads]);
-    check_all("alibi_slopes", sized("alibi_slopes", arrays.alibi_slopes, slopes)?, |&bits| {
-        let slope = f32::from_bits(bits);
-        (!slope.is_finite()).then(|| ("finite numbers".to_owned(), slope.to_string()))
-    })?;
+    check_finite("alibi_slopes", sized("alibi_slopes", arrays.alibi_slopes, slopes)?)?;
+    let sinks = attention.score.sinks.then_some([heads]);
+    check_finite("sinks", sized("sinks", arrays.sinks, sinks)?)?;
     let key_bias = attention.score.key_bias.map(leading).map(|[b, h]| [b, h, key_len]);
     sized("key_bias", arrays.key_bias, key_bias)?;
 
@@ -85,6 +84,7 @@ pub(crate) fn check_host(arrays: &Arrays) -> Result<(), Error> {
         ("list_entries", arrays.list_entries),
         ("alibi_slopes", arrays.alibi_slopes),
         ("key_bias", arrays.key_bias),
+        ("sinks", arrays.sinks),
     ] {
         if array.is_some_and(|array| array.host().is_none()) {
             return Err(Error::tensor(name, "values on the host", "an array on the device"));
@@ -178,6 +178,13 @@ fn check_all(
         values.iter().enumerate().find_map(|(index, value)| Some((index, refuse(value)?)));
     refused.map_or(Ok(()), |(index, (expected, got))| {
         Err(Error::tensor(name, expected, format!("{got} at index {index}")))
+    })
+}
+
+fn check_finite(name: &str, values: &[u32]) -> Result<(), Error> {
+    check_all(name, values, |&bits| {
+        let number = f32::from_bits(bits);
+        (!number.is_finite()).then(|| ("finite numbers".to_owned(), number.to_string()))
     })
 }
 
@@ -299,6 +306,10 @@ mod tests {
         let slopes = Arrays { alibi_slopes: Some(Array::f32(&slopes)), ..Arrays::default() };
         let alibi = configuration("full").with_alibi();
         assert_refused(&alibi, slopes, "alibi_slopes", "finite numbers: inf at index 2");
+
+        let sinks = Arrays { sinks: Some(Array::f32(&[0.0, f32::NAN, 1.0])), ..Arrays::default() };
+        let sunk = configuration("full").with_sinks();
+        assert_refused(&sunk, sinks, "sinks", "finite numbers: NaN at index 1");
 
         let far = Arrays { query_offset: Some(Array::i32(&[0, i32::MIN])), ..Arrays::default() };
         let per_batch = configuration("causal").with_positions(Positions::PerBatch);

@@ -197,6 +197,7 @@ impl Plan {
             key_bias_at: at(layout.key_bias),
             key_bias_batch,
             key_bias_head,
+            sinks_at: at(layout.sinks),
             stage: match attention.output {
                 Output::Scores(Stage::Modified) => 1,
                 Output::Scores(Stage::Masked) => 2,
@@ -213,6 +214,9 @@ impl Plan {
             list_block_q: keys.block_q().unwrap_or(1),
             list_shift: keys.block_k().trailing_zeros(),
             list_trust: packed.list_trust,
+            padding_0: 0,
+            padding_1: 0,
+            padding_2: 0,
         }
     }
 

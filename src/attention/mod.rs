@@ -82,7 +82,7 @@ impl Stage {
 pub enum Output {
     /// `out [batch, query_heads, query_len, value_dim]` in the dtype of the inputs and, when
     /// asked for, `lse [batch, query_heads, query_len]` in f32: the natural logarithm of
-    /// `Σ exp(s)`, −1e30 for a row without keys.
+    /// `Σ exp(s)`, the sink's own among them, −1e30 for a row without keys and sink.
     Attention {
         /// Whether the LSE is written (softmax only).
         lse: bool,
@@ -210,6 +210,13 @@ impl Attention {
         self
     }
 
+    /// Adds a sink per query head; the logits are [`Arrays::sinks`](crate::Arrays::sinks).
+    #[must_use]
+    pub const fn with_sinks(mut self) -> Self {
+        self.score.sinks = true;
+        self
+    }
+
     /// Sets the activation.
     #[must_use]
     pub const fn with_activation(mut self, activation: Activation) -> Self {
@@ -296,6 +303,10 @@ impl Attention {
         if let Activation::Sigmoid { bias } = self.activation {
             if let Some(bias) = bias.filter(|b| !b.is_finite()) {
                 return Err(Error::config("sigmoid bias", "a finite number", bias.to_string()));
+            }
+            if self.score.sinks {
+                let expected = "none with the sigmoid activation, which divides by no sum";
+                return Err(Error::config("score.sinks", expected, "sinks"));
             }
             if self.output == (Output::Attention { lse: true }) {
                 return Err(Error::config(

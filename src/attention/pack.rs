@@ -41,6 +41,7 @@ impl Packed {
             list_entries: metadata.push(arrays.list_entries),
             alibi_slopes: side.push(arrays.alibi_slopes),
             key_bias: side.push(arrays.key_bias),
+            sinks: side.push(arrays.sinks),
             ..PackedLayout::default()
         };
         let mut copies = Vec::new();

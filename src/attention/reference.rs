@@ -80,6 +80,8 @@ pub struct Reference<'a> {
     key_bias: Option<(&'a [f32], Broadcast)>,
     /// `[batch | 1, query_heads | 1, query_len, key_len]`, where the configuration has one.
     bias: Option<(&'a [f32], Broadcast)>,
+    /// `[query_heads]`; empty without sinks.
+    sinks: &'a [f32],
 }
 
 /// One row of results.
@@ -88,8 +90,8 @@ pub struct Reference<'a> {
 pub struct Row {
     /// `[value_dim]`.
     pub out: Vec<f64>,
-    /// The natural logarithm of the sum of the scores' exponentials; −∞ for a row without keys
-    /// and, without meaning there, for sigmoid.
+    /// The natural logarithm of the sum of the scores' exponentials, the sink's among them; −∞ for
+    /// a row without keys and sink and, without meaning there, for sigmoid.
     pub lse: f64,
     /// The largest `Σ weight · |value|` of a column, the number that rounding errors of `out`
     /// scale with; at most the largest absolute value for softmax. Weights below 2⁻⁸⁰ count as
@@ -139,6 +141,7 @@ impl<'a> Reference<'a> {
             slopes: floats(inputs.arrays.alibi_slopes),
             key_bias: score.key_bias.map(|broadcast| (floats(inputs.arrays.key_bias), broadcast)),
             bias: inputs.bias.zip(score.bias.map(|(_, broadcast)| broadcast)),
+            sinks: floats(inputs.arrays.sinks),
         })
     }
 
@@ -217,7 +220,7 @@ impl<'a> Reference<'a> {
     fn attend<R: Real>(&self, place: Place) -> Row {
         let shape = &self.attention.shape;
         let scores = self.staged::<R>(Stage::Masked, place);
-        let (weights, lse) = self.weights(&scores);
+        let (weights, lse) = self.weights(place, &scores);
         let mut out = vec![R::ZERO; shape.value_dim as usize];
         let mut size = vec![0.0; shape.value_dim as usize];
         let value_head = shape.value_head(place.head);
@@ -256,7 +259,7 @@ impl<'a> Reference<'a> {
                 };
                 keys.map(masked).collect()
             }
-            Stage::Probabilities => self.weights(&self.staged::<R>(Stage::Masked, place)).0,
+            Stage::Probabilities => self.weights(place, &self.staged::<R>(Stage::Masked, place)).0,
         }
     }
 
@@ -309,9 +312,12 @@ impl<'a> Reference<'a> {
     }
 
     /// Weights of a row from its masked scores, and its LSE.
-    fn weights<R: Real>(&self, scores: &[R]) -> (Vec<R>, R) {
+    fn weights<R: Real>(&self, place: Place, scores: &[R]) -> (Vec<R>, R) {
         match self.attention.activation {
-            Activation::Softmax => softmax(scores),
+            Activation::Softmax => {
+                let sink = self.sinks.get(place.head as usize);
+                softmax(scores, sink.map_or(R::NEG_INFINITY, |&sink| R::real(sink.into())))
+            }
             Activation::Sigmoid { .. } => {
                 let bias = R::real(self.attention.sigmoid_bias().into());
                 let weight = |&score: &R| {
@@ -328,9 +334,10 @@ impl<'a> Reference<'a> {
 }
 
 /// `exp(s) / Σ exp(s)` and `ln Σ exp(s)`, about the largest score so that no exponential exceeds
-/// 1. Without kept keys: zeros and −∞. With a NaN among the scores: NaN at every kept key.
-fn softmax<R: Real>(scores: &[R]) -> (Vec<R>, R) {
-    let mut largest = R::NEG_INFINITY;
+/// 1; the sink, −∞ for none, is one more term of the sum. Without kept keys: zeros, and the sink.
+/// With a NaN among the scores: NaN at every kept key.
+fn softmax<R: Real>(scores: &[R], sink: R) -> (Vec<R>, R) {
+    let mut largest = sink;
     for &score in scores {
         if score > largest {
             largest = score;
@@ -343,7 +350,7 @@ fn softmax<R: Real>(scores: &[R]) -> (Vec<R>, R) {
         return (vec![R::ZERO; scores.len()], R::NEG_INFINITY);
     }
     let mut weights = vec![R::ZERO; scores.len()];
-    let mut sum = R::ZERO;
+    let mut sum = if is_masked(sink) { R::ZERO } else { (sink - largest).exp() };
     for (weight, &score) in weights.iter_mut().zip(scores) {
         if !is_masked(score) {
             *weight = (score - largest).exp();

@@ -154,6 +154,10 @@ impl Tiles {
     }
 }
 
+/// Value dims beyond this one are spread over as many threads as there are vectors of keys, so that
+/// no thread holds more than 36 vectors of output.
+const HUGE_DIM: u32 = 256;
+
 /// Tiles of `attention.coop`: `threads_y` subgroups of 32 lanes.
 pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
     let shape = &attention.shape;
@@ -174,8 +178,11 @@ pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
 
 /// Tiles of `attention.tiled`.
 pub(super) fn tiled(caps: &Caps, attention: &Attention) -> Option<Tiles> {
-    let wide = attention.shape.value_dim > 128;
+    let value_dim = attention.shape.value_dim;
+    let (wide, huge) = (value_dim > 128, value_dim > HUGE_DIM);
     let candidates = [
+        huge.then_some(Tiles::block((32, 64), (16, 16), 1)),
+        huge.then_some(Tiles::block((16, 64), (16, 8), 1)),
         // 14.1 TFLOP/s on an H100 (f32, B=4 H=16 N=4096 D=64) where 64 x 32 reaches 7.4.
         (!wide && !caps.is_cpu).then_some(Tiles::block((128, 32), (8, 16), 1)),
         (!wide).then_some(Tiles::block((64, 32), (8, 8), 1)),
@@ -188,8 +195,12 @@ pub(super) fn tiled(caps: &Caps, attention: &Attention) -> Option<Tiles> {
 
 /// Tiles of `attention.subgroup`, for subgroups of at least `smallest` lanes.
 pub(super) fn subgroup(caps: &Caps, attention: &Attention, smallest: u32) -> Option<Tiles> {
-    let wide = attention.shape.value_dim > 128;
+    let value_dim = attention.shape.value_dim;
+    let (wide, huge) = (value_dim > 128, value_dim > HUGE_DIM);
     let candidates = [
+        huge.then_some(Tiles::block((32, 64), (16, 16), 8)),
+        huge.then_some(Tiles::block((32, 64), (16, 8), 4)),
+        huge.then_some(Tiles::block((16, 64), (16, 4), 4)),
         // 21.0 and 22.5 TFLOP/s on an H100 at D=64 and 128 (f32, B=4 H=16 N=4096) ...
         (!wide && !caps.is_cpu).then_some(Tiles::block((128, 64), (16, 16), 2)),
         // ... 18.7 and 20.0 ...

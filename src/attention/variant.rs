@@ -28,6 +28,9 @@ pub enum Variant {
 /// Storage buffers that the kernels bind.
 const STORAGE_BUFFERS: u32 = 8;
 
+/// The largest dim of `attention.coop`.
+const COOP_DIM: u32 = 256;
+
 /// Threads of one workgroup of `attention.scores`.
 const SCORES_THREADS: u32 = 64;
 
@@ -199,6 +202,7 @@ impl Variant {
                 fragments.push(fragment!(super "attention/walk.wgsl"));
                 fragments.extend(keys_fragments(&attention.keys, tiles));
                 fragments.push(fragment!(super "attention/judge.wgsl"));
+                fragments.push(fragment!(super "attention/finish.wgsl"));
                 if self != Self::Coop {
                     fragments.push(fragment!(super "attention/stage.wgsl"));
                     fragments.push(fragment!(super "attention/forward.wgsl"));
@@ -273,6 +277,8 @@ fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
         Some("it takes f16 tensors")
     } else if attention.alignment() != Alignment::Vec4 {
         Some("it needs dims, offsets and strides that are multiples of 4")
+    } else if attention.shape.head_dim.max(attention.shape.value_dim) > COOP_DIM {
+        Some("it keeps queries and outputs in matrices, which ends at dims of 256")
     } else {
         None
     }

@@ -18,6 +18,9 @@ use crate::{Alignment, DType, Error, Shape};
 /// The most features a key may have.
 pub const MAX_FEATURES: u32 = 256;
 
+/// The largest value dimension.
+pub const MAX_VALUE_DIM: u32 = 256;
+
 /// How a token changes the state `S [features, value_dim]` of its head, given its features `k` and
 /// its value `v`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -289,6 +292,13 @@ impl LinearAttention {
                 "shape.query_len",
                 format!("the {} tokens that keys and values have", shape.key_len),
                 shape.query_len.to_string(),
+            ));
+        }
+        if shape.value_dim > MAX_VALUE_DIM {
+            return Err(Error::config(
+                "shape.value_dim",
+                format!("1 to {MAX_VALUE_DIM}"),
+                shape.value_dim.to_string(),
             ));
         }
         if self.features() > MAX_FEATURES {

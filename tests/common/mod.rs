@@ -205,6 +205,7 @@ pub struct Sides {
     pub dense_mask: Option<(Vec<u32>, Broadcast)>,
     pub alibi_slopes: Option<Vec<f32>>,
     pub key_bias: Option<Vec<f32>>,
+    pub sinks: Option<Vec<f32>>,
     pub list: Option<KeyList>,
 }
 
@@ -252,6 +253,10 @@ impl Sides {
             let count = (batch * heads * shape.key_len) as usize;
             sides.key_bias = Some(random.bias(DType::F32, count));
         }
+        if score.sinks {
+            let sinks = (0..shape.query_heads).map(|_| 6.0 * random.unit() - 1.0);
+            sides.sinks = Some(sinks.collect());
+        }
         sides
     }
 
@@ -268,6 +273,7 @@ impl Sides {
         arrays.dense_mask = self.dense_mask.as_ref().map(|(bits, b)| (Array::u32(bits), *b));
         arrays.alibi_slopes = self.alibi_slopes.as_deref().map(Array::f32);
         arrays.key_bias = self.key_bias.as_deref().map(Array::f32);
+        arrays.sinks = self.sinks.as_deref().map(Array::f32);
         match &self.list {
             Some(list) => list.arrays(arrays),
             None => arrays,

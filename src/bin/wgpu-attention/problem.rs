@@ -101,6 +101,7 @@ impl<'a> Problem<'a> {
         attention.score.scale = options.scale;
         attention.score.softcap = options.softcap;
         attention.score.alibi = side.alibi_slopes.is_some();
+        attention.score.sinks = side.sinks.is_some();
         attention.score.key_bias = side.key_bias.as_ref().map(|(_, broadcast)| *broadcast);
         let bias = tensors.get("bias");
         if let Some(bias) = &bias {

@@ -21,7 +21,7 @@ use crate::{bad_input, device, linear, print};
 ///
 /// Tensors of --op attention: q [B, Hq, Nq, dk], k [B, Hk, Nk, dk] and v [B, Hv, Nk, dv] in f32, f16 or bf16;
 /// applied when present: alibi_slopes [Hq], key_bias [B|1, Hq|1, Nk], bias [B|1, Hq|1, Nq, Nk],
-/// query_offset [B]; for masks: mask [B|1, Hq|1, Nq, Nk], cu_seqlens_q and cu_seqlens_k [docs+1],
+/// sinks [Hq], query_offset [B]; for masks: mask [B|1, Hq|1, Nq, Nk], cu_seqlens_q and cu_seqlens_k [docs+1],
 /// key_lengths [B], roles_q [Nq], roles_k [Nk], role_table [R, R], tree_bits [Nq] or [Nq, 2]; for
 /// lists of keys: block_mask [B|1, Hq|1, ⌈Nq/block⌉, ⌈Nk/block⌉], block_offsets [rows+1] and
 /// block_entries, or key_index_offsets [rows+1] and key_indices, rows being (B|1)(Hq|Hk|1)⌈Nq/block⌉.

@@ -15,6 +15,7 @@ pub struct Side {
     pub query_offset: Option<Vec<u32>>,
     pub alibi_slopes: Option<Vec<u32>>,
     pub key_bias: Option<(Vec<u32>, Broadcast)>,
+    pub sinks: Option<Vec<u32>>,
     documents: Option<[Vec<u32>; 2]>,
     key_lengths: Option<Vec<u32>>,
     roles: Option<Roles>,
@@ -46,6 +47,10 @@ impl Side {
         if let Some(tensor) = tensors.get("key_bias") {
             let [b, h, _] = tensor.shape("[B|1, Hq|1, Nk]", [own_batch, own_head, key_len])?;
             side.key_bias = Some((float_words(&tensor)?, broadcast(b, h)));
+        }
+        if let Some(tensor) = tensors.get("sinks") {
+            tensor.shape("[Hq]", [Size::Is(shape.query_heads)])?;
+            side.sinks = Some(float_words(&tensor)?);
         }
         let named = |name: &str, word: &str| {
             tensors.require(name, &format!("since the mask `{mask}` has `{word}`"))
@@ -97,6 +102,7 @@ impl Side {
         arrays.query_offset = array(&self.query_offset);
         arrays.alibi_slopes = array(&self.alibi_slopes);
         arrays.key_bias = self.key_bias.as_ref().map(|(words, _)| Array::u32(words));
+        arrays.sinks = array(&self.sinks);
         if let Some([query, key]) = &self.documents {
             arrays.query_starts = Some(Array::u32(query));
             arrays.key_starts = Some(Array::u32(key));
