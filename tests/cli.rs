@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, serialize};
@@ -12,14 +12,12 @@ use tempfile::TempDir;
 
 mod common;
 
-const MINILM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/minilm-512.safetensors");
-const SMOLLM2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2-1024.safetensors");
+fn minilm() -> String {
+    common::data("minilm-512.safetensors")
+}
 
 fn program(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wgpu-attention"))
-        .args(args)
-        .output()
-        .expect("the program runs")
+    common::program!().args(args).output().expect("the program runs")
 }
 
 fn stdout(output: &Output) -> &str {
@@ -155,14 +153,14 @@ fn reference_reproduces_minilm() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("out.safetensors");
     let args =
-        ["run", MINILM, "--prefix", "layer3.", "--adapter", "reference", "--check", "--json"];
+        ["run", &minilm(), "--prefix", "layer3.", "--adapter", "reference", "--check", "--json"];
     let report = json(&[&args[..], &["--output", text(&out)]].concat());
     assert_eq!(report["check"]["ok"], true);
     assert_eq!(report["check"]["rows"], report["check"]["of"]);
     assert_eq!(report["check"]["tensors"][1]["against"], "layer3.out");
 
     let (shape, got) = read_floats(&out, "out");
-    let (_, wanted) = read_floats(Path::new(MINILM), "layer3.out");
+    let (_, wanted) = read_floats(Path::new(&minilm()), "layer3.out");
     assert_eq!(shape, [1, 12, 512, 32]);
     let error = got.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(error < 1e-6, "{error}");
@@ -287,7 +285,7 @@ fn wrong_options_are_named() {
 
 #[test]
 fn unreadable_files_are_named() {
-    let whole = fs::read(MINILM).expect("test data");
+    let whole = fs::read(minilm()).expect("test data");
     for broken in [&whole[..0], &whole[..7], &whole[..100], &whole[..whole.len() - 1]] {
         Folder::of_bytes(broken).refused(&[], &["in.safetensors", "safetensors file"]);
     }
@@ -331,11 +329,12 @@ fn device_agrees_with_the_reference_on_real_activations() {
     if common::context().is_none() {
         return;
     }
-    let minilm = json(&["run", MINILM, "--prefix", "layer3.", "--check", "--json"]);
+    let minilm = json(&["run", &minilm(), "--prefix", "layer3.", "--check", "--json"]);
     assert_eq!(minilm["check"]["tensors"][1]["against"], "layer3.out");
     assert_eq!(minilm["check"]["tensors"][1]["ok"], true);
+    let smollm2 = common::data("smollm2-1024.safetensors");
     for layer in ["layer10.", "layer20."] {
-        let causal = ["run", SMOLLM2, "--prefix", layer, "--mask", "causal", "--check", "--json"];
+        let causal = ["run", &smollm2, "--prefix", layer, "--mask", "causal", "--check", "--json"];
         assert_eq!(json(&causal)["check"]["tensors"][0]["ok"], true);
     }
 }
@@ -421,11 +420,11 @@ fn kernels_are_printed_and_refused_by_name() {
         return;
     }
     let printed =
-        program(&["run", MINILM, "--prefix", "layer3.", "--print-wgsl", "--variant", "tiled"]);
+        program(&["run", &minilm(), "--prefix", "layer3.", "--print-wgsl", "--variant", "tiled"]);
     assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
     assert!(stdout(&printed).contains("@compute"));
     let unsupported =
-        program(&["run", MINILM, "--prefix", "layer3.", "--check", "--variant", "scores"]);
+        program(&["run", &minilm(), "--prefix", "layer3.", "--check", "--variant", "scores"]);
     assert_eq!(unsupported.status.code(), Some(2), "{}", stderr(&unsupported));
     assert!(stderr(&unsupported).contains("attention.scores"));
 }
@@ -435,10 +434,16 @@ fn bench_times_what_it_has_checked() {
     if common::context().is_none() {
         return;
     }
-    let small = ["bench", "--quick", "--heads", "2", "--lengths", "65", "--dtype", "f32"];
-    let rows = json(&[&small[..], &["--causal", "--variant", "tiled", "--json"]].concat());
-    let row = &rows[0];
+    let small = ["bench", "--quick", "--family", "flash", "--heads", "2", "--lengths", "65"];
+    let given = ["--dtype", "f32", "--causal", "--variant", "tiled", "--seconds", "0", "--json"];
+    let record = json(&[&small[..], &given].concat());
+    for ceiling in ["fma_tflops", "copy_gigabytes_per_second"] {
+        assert!(record["ceilings"][ceiling].as_f64() > Some(0.0), "{ceiling}");
+    }
+    assert_eq!(record["rows"].as_array().map(Vec::len), Some(1));
+    let row = &record["rows"][0];
     assert_eq!(row["label"], "attention/tiled/f32/softmax/causal/b1h2n65d64");
+    assert!(row["percent_of_ceiling"].as_f64() > Some(0.0));
     assert!(row["max_error"].as_f64() <= row["bound"].as_f64());
     assert!(
         row["min_ms"].as_f64() > Some(0.0) && row["median_ms"].as_f64() >= row["min_ms"].as_f64()

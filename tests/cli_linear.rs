@@ -1,8 +1,8 @@
-//! `run --op linear` and `bench --op linear` from outside.
+//! `run --op linear` and `bench --family linear` from outside.
 #![cfg(feature = "cli")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, serialize};
@@ -11,10 +11,7 @@ use serde_json::Value;
 mod common;
 
 fn program(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wgpu-attention"))
-        .args(args)
-        .output()
-        .expect("the program runs")
+    common::program!().args(args).output().expect("the program runs")
 }
 
 /// A tensor's name and shape, and what makes its numbers of some between −1 and 1.
@@ -118,7 +115,7 @@ fn bench_times_the_op() {
     }
     let given = program(&[
         "bench",
-        "--op",
+        "--family",
         "linear",
         "--quick",
         "--json",
@@ -136,7 +133,8 @@ fn bench_times_the_op() {
     let stderr = String::from_utf8_lossy(&given.stderr);
     assert_eq!(given.status.code(), Some(0), "{stderr}");
     let rows: Value = serde_json::from_slice(&given.stdout).expect("JSON alone");
-    let labels: Vec<_> = rows.as_array().expect("rows").iter().map(|row| &row["label"]).collect();
+    let labels: Vec<_> =
+        rows["rows"].as_array().expect("rows").iter().map(|row| &row["label"]).collect();
     assert_eq!(labels.len(), 2, "{labels:?}");
     assert_eq!(labels[0], "linear/chunked/f32/decay/b1h2n96d16");
 }

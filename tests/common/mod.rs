@@ -14,6 +14,27 @@ use wgpu_attention::{
 /// Turns a missing adapter from a loud skip into a failure.
 pub const REQUIRE_ADAPTER: &str = "WGPU_ATTENTION_REQUIRE_ADAPTER";
 
+/// The path of a file of `tests/data`, which lies elsewhere on a machine without the sources.
+pub fn data(name: &str) -> String {
+    let folder = std::env::var("WGPU_ATTENTION_TEST_DATA")
+        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data").into());
+    format!("{folder}/{name}")
+}
+
+/// A command that starts the program, which lies elsewhere on a machine without the sources. Cargo
+/// tells its place only to tests that are built with the program.
+#[allow(unused_macros, reason = "every test binary uses a part of this")]
+macro_rules! program {
+    () => {
+        std::process::Command::new(
+            std::env::var_os("WGPU_ATTENTION_PROGRAM")
+                .unwrap_or_else(|| env!("CARGO_BIN_EXE_wgpu-attention").into()),
+        )
+    };
+}
+#[allow(unused_imports, reason = "every test binary uses a part of this")]
+pub(crate) use program;
+
 /// The context of this test binary, or `None`, said loudly, where there is no adapter.
 pub fn context() -> Option<&'static Context> {
     static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();

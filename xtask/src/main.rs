@@ -1,17 +1,19 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask bench` and `cargo xtask ci`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask gpu-bundle` and
+//! `cargo xtask ci`.
 //!
 //! The first two are all that a new machine needs besides Rust: each finds out what the machine lacks and
 //! installs it where it may ([`setup`]). Exit status: 0 if all is well, 1 for a failed step, 2 if
 //! something is missing that could not be installed; `bench` otherwise ends with the program's own status.
 //! xtask itself writes to stderr alone, so that `bench -- --json` can be piped.
 
+mod bundle;
 mod found;
 mod packages;
 mod setup;
 mod steps;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -43,6 +45,13 @@ enum Task {
         #[arg(last = true)]
         args: Vec<OsString>,
     },
+    /// Make one archive with the program, the tests that use a device, and a script that runs them on
+    /// a machine without Rust.
+    GpuBundle {
+        /// Where the archive goes [default: gpu-bundle.tar.gz in cargo's target folder].
+        #[arg(long, value_name = "FILE.tar.gz")]
+        output: Option<PathBuf>,
+    },
     /// Run every check that a change must pass, and stop at the first that fails.
     Ci {
         #[command(flatten)]
@@ -63,6 +72,7 @@ fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Test { options, driver, args } => test(&options, driver, &args),
         Task::Bench { options, args } => bench(&options, &args),
+        Task::GpuBundle { output } => gpu_bundle(output),
         Task::Ci { options } => ci(&options),
     };
     match outcome {
@@ -120,6 +130,16 @@ fn bench(options: &Options, args: &[OsString]) -> Result<ExitCode, Stop> {
         command.args(args).status().map_err(|error| steps::cannot_run(&command, &error))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(1)))
+}
+
+fn gpu_bundle(output: Option<PathBuf>) -> Result<ExitCode, Stop> {
+    let mut steps = Steps::default();
+    let archive = bundle::gpu_bundle(&mut steps, output);
+    steps.summarise();
+    let archive = archive?;
+    let size = std::fs::metadata(&archive).map_or(0, |metadata| metadata.len());
+    eprintln!("{} ({:.1} MiB)", archive.display(), size as f64 / f64::from(1 << 20));
+    Ok(ExitCode::SUCCESS)
 }
 
 fn ci(options: &Options) -> Result<ExitCode, Stop> {

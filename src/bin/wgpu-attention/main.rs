@@ -92,3 +92,15 @@ fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn the_options_of_all_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

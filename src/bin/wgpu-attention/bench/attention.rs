@@ -2,76 +2,56 @@
 
 use anyhow::Result;
 use pollster::block_on;
-use serde_json::json;
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::{
     Activation, Arrays, Attention, Caps, Context, DType, Error, Inputs, KeyList, Keys, Mask,
     Outputs, Pattern, Plan, Shape, Variant,
 };
 
-use super::{Args, Case, Entry};
+use super::record::Row;
+use super::sweep::{Family, Point, Sweep};
+use super::{Case, Entry};
 use crate::device::DeviceTensor;
-use crate::problem::{self, ActivationName};
+use crate::{bad_input, problem};
 
 /// Rows whose result is checked.
 const CHECKED_ROWS: usize = 32;
 
-/// Every case of the sweep.
-pub fn entries(args: &Args, caps: &Caps) -> Result<Vec<Entry>> {
+/// Every case of a family at one point of the sweep.
+pub fn entries(
+    sweep: &Sweep<'_>,
+    caps: &Caps,
+    family: Family,
+    point: &Point,
+) -> Result<Vec<Entry>> {
+    let mut attention = Attention::new(point.shape, point.dtype);
+    if point.causal {
+        attention.mask = Mask::causal();
+    }
+    if family == Family::Sigmoid {
+        attention.activation = Activation::Sigmoid { bias: None };
+    }
+    attention.validate()?;
+    let jobs = match family {
+        Family::Sparse => jobs(sweep, &attention),
+        _ => vec![Job::Dense],
+    };
     let mut entries = Vec::new();
-    for &dtype in &args.dtype {
-        for &head_dim in &args.head_dim {
-            for len in lengths(args, caps) {
-                let shape = Shape::new(args.batch, args.heads, len, head_dim)
-                    .with_key_value_heads(args.kv_heads.unwrap_or(args.heads));
-                let mut attention = Attention::new(shape, dtype);
-                if args.causal {
-                    attention.mask = Mask::causal();
-                }
-                if args.activation == ActivationName::Sigmoid {
-                    attention.activation = Activation::Sigmoid { bias: None };
-                }
-                attention.validate()?;
-                for variant in variants(&args.variant, caps, &attention)? {
-                    let jobs = jobs(args, &attention);
-                    entries.extend(jobs.into_iter().map(|job| entry(&attention, variant, job)));
-                }
-            }
-        }
+    for variant in variants(&sweep.options.variant, caps, &attention)? {
+        entries.extend(jobs.iter().map(|&job| entry(&attention, variant, family, job)));
     }
     Ok(entries)
 }
 
-pub(super) fn lengths(args: &Args, caps: &Caps) -> Vec<u32> {
-    let mut lengths = match (&args.lengths[..], caps.is_cpu) {
-        ([], true) => vec![128, 256, 512],
-        ([], false) => vec![1024, 2048, 4096, 8192],
-        (given, _) => given.to_vec(),
-    };
-    if args.quick {
-        lengths.sort_unstable();
-        lengths.truncate(1);
-    }
-    lengths
-}
-
-/// The variants that were asked for; an error for a single one that cannot run the configuration.
 fn variants(asked: &[String], caps: &Caps, attention: &Attention) -> Result<Vec<Variant>> {
-    let able = || Variant::ALL.into_iter().filter(|v| v.supports(caps, attention).is_ok());
-    if asked.is_empty() {
-        return Ok(able().take(1).collect());
-    }
-    let mut variants = Vec::new();
-    for asked in asked {
-        if asked == "all" {
-            variants.extend(able());
-        } else {
-            let variant: Variant = problem::variant(asked)?;
-            variant.supports(caps, attention).map_err(Error::from)?;
-            variants.push(variant);
-        }
-    }
-    Ok(variants)
+    let able = |v: &Variant| v.supports(caps, attention).is_ok();
+    let able: Vec<_> = Variant::ALL.into_iter().filter(able).collect();
+    let usual = || able.first().copied().ok_or_else(|| bad_input("no kernel can run this"));
+    super::sweep::variants(asked, usual, &able, |name| {
+        let variant: Variant = problem::variant(name)?;
+        variant.supports(caps, attention).map_err(Error::from)?;
+        Ok(variant)
+    })
 }
 
 /// How keys are visited in one case.
@@ -87,13 +67,12 @@ enum Job {
     Masked(Keys),
 }
 
-/// Dense attention alone or, where lists are asked for, with their tiles and then the lists.
-fn jobs(args: &Args, attention: &Attention) -> Vec<Job> {
-    let Some(kind) = args.keys else { return vec![Job::Dense] };
-    let keys = kind.keys(args.block, attention);
-    let lists = match args.causal {
+/// Dense attention with the tiles of lists, and then the lists.
+fn jobs(sweep: &Sweep<'_>, attention: &Attention) -> Vec<Job> {
+    let keys = sweep.options.keys.keys(sweep.options.block, attention);
+    let lists = match attention.mask == Mask::causal() {
         true => vec![Job::Masked(keys)],
-        false => args.density.iter().map(|&density| Job::Random(keys, density)).collect(),
+        false => sweep.densities.iter().map(|&density| Job::Random(keys, density)).collect(),
     };
     std::iter::once(Job::DenseTiled(keys)).chain(lists).collect()
 }
@@ -145,7 +124,7 @@ fn name(keys: &Keys) -> String {
     }
 }
 
-fn entry(attention: &Attention, variant: Variant, job: Job) -> Entry {
+fn entry(attention: &Attention, variant: Variant, family: Family, job: Job) -> Entry {
     let Shape { batch, query_heads, key_heads, query_len, head_dim, .. } = attention.shape;
     let activation = match attention.activation {
         Activation::Sigmoid { .. } => "sigmoid",
@@ -159,14 +138,22 @@ fn entry(attention: &Attention, variant: Variant, job: Job) -> Entry {
         if key_heads == query_heads { String::new() } else { format!("kv{key_heads}") },
         job.label(),
     );
-    let shape = json!({
-        "batch": batch, "heads": query_heads, "kv_heads": key_heads, "len": query_len,
-        "head_dim": head_dim, "dtype": attention.dtype.name(), "activation": activation,
-        "causal": causal, "keys": job.label().trim_start_matches('/'),
-    });
+    let row = Row {
+        label,
+        family: family.name().into(),
+        variant: variant.name().into(),
+        detail: job.label().trim_start_matches('/').into(),
+        density: match job {
+            Job::DenseTiled(_) => Some(1.0),
+            Job::Random(_, density) => Some(density),
+            Job::Dense | Job::Masked(_) => None,
+        },
+        causal,
+        ..Row::at(&attention.shape, attention.dtype)
+    };
     let attention = attention.clone();
     let prepare = Box::new(move |context: &Context| prepare(context, &attention, variant, job));
-    Entry { label, variant: variant.name(), shape, prepare }
+    Entry { row, prepare }
 }
 
 /// Makes the tensors on host and device, and the plan.

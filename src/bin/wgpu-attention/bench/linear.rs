@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use pollster::block_on;
-use serde_json::json;
 use wgpu_attention::linear::reference::{HostInputs, Reference};
 use wgpu_attention::linear::slopes;
 use wgpu_attention::{
@@ -10,15 +9,18 @@ use wgpu_attention::{
     LinearVariant, Rule, Shape,
 };
 
-use super::attention::{elements, lengths, random_tensor};
-use super::{Args, Case, Entry};
+use super::attention::{elements, random_tensor};
+use super::record::Row;
+use super::sweep::{self, Family, Point};
+use super::{Case, Entry};
 use crate::device::DeviceTensor;
 use crate::linear::{FeatureMapName, RuleName};
 use crate::problem;
 
 /// The options of linear attention.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Options of --op linear")]
+#[group(id = "linear")]
+#[command(next_help_heading = "Options of linear attention")]
 pub struct Options {
     /// How a token changes the state
     #[arg(long, value_enum, default_value_t = RuleName::Decay)]
@@ -34,45 +36,27 @@ pub struct Options {
 /// Tokens whose results are checked: the reference walks them one by one.
 const CHECKED_TOKENS: u32 = 4096;
 
-/// Every case of the sweep.
-pub fn entries(args: &Args, caps: &Caps) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for &dtype in &args.dtype {
-        for &head_dim in &args.head_dim {
-            for len in lengths(args, caps) {
-                let shape = Shape::new(args.batch, args.heads, len, head_dim)
-                    .with_key_value_heads(args.kv_heads.unwrap_or(args.heads));
-                let mut linear = LinearAttention::new(shape, dtype)
-                    .with_rule(args.linear.rule.rule(false))
-                    .with_feature_map(args.linear.feature_map.into())
-                    .with_carry(Carry::InOut);
-                linear.chunk = args.linear.chunk;
-                linear.validate()?;
-                let variants = variants(&args.variant, caps, &linear)?;
-                entries.extend(variants.into_iter().map(|variant| entry(linear, variant)));
-            }
-        }
-    }
-    Ok(entries)
+/// Every case at one point of the sweep.
+pub fn entries(options: &sweep::Options, caps: &Caps, point: &Point) -> Result<Vec<Entry>> {
+    let mut linear = LinearAttention::new(point.shape, point.dtype)
+        .with_rule(options.linear.rule.rule(false))
+        .with_feature_map(options.linear.feature_map.into())
+        .with_carry(Carry::InOut);
+    linear.chunk = options.linear.chunk;
+    linear.validate()?;
+    let variants = variants(&options.variant, caps, &linear)?;
+    Ok(variants.into_iter().map(|variant| entry(linear, variant)).collect())
 }
 
-/// The variants that were asked for; an error for a single one that cannot run the configuration.
 fn variants(asked: &[String], caps: &Caps, linear: &LinearAttention) -> Result<Vec<LinearVariant>> {
-    let able = || LinearVariant::ALL.into_iter().filter(|v| v.supports(caps, linear).is_ok());
-    if asked.is_empty() {
-        return Ok(vec![LinearVariant::choose(caps, linear)?]);
-    }
-    let mut variants = Vec::new();
-    for asked in asked {
-        if asked == "all" {
-            variants.extend(able());
-        } else {
-            let variant: LinearVariant = problem::variant(asked)?;
-            variant.supports(caps, linear).map_err(wgpu_attention::Error::from)?;
-            variants.push(variant);
-        }
-    }
-    Ok(variants)
+    let able = |v: &LinearVariant| v.supports(caps, linear).is_ok();
+    let able: Vec<_> = LinearVariant::ALL.into_iter().filter(able).collect();
+    let usual = || Ok(LinearVariant::choose(caps, linear)?);
+    sweep::variants(asked, usual, &able, |name| {
+        let variant: LinearVariant = problem::variant(name)?;
+        variant.supports(caps, linear).map_err(wgpu_attention::Error::from)?;
+        Ok(variant)
+    })
 }
 
 fn entry(linear: LinearAttention, variant: LinearVariant) -> Entry {
@@ -87,13 +71,16 @@ fn entry(linear: LinearAttention, variant: LinearVariant) -> Entry {
         linear.rule.name(),
         if key_heads == query_heads { String::new() } else { format!("kv{key_heads}") },
     );
-    let shape = json!({
-        "batch": batch, "heads": query_heads, "kv_heads": key_heads, "len": query_len,
-        "head_dim": head_dim, "dtype": linear.dtype.name(), "rule": linear.rule.name(),
-        "feature_map": linear.feature_map.name(), "chunk": linear.chunk,
-    });
+    let row = Row {
+        label,
+        family: Family::Linear.name().into(),
+        variant: variant.name().into(),
+        detail: format!("{}{map}", linear.rule.name()),
+        causal: true,
+        ..Row::at(&linear.shape, linear.dtype)
+    };
     let prepare = Box::new(move |context: &Context| prepare(context, linear, variant));
-    Entry { label, variant: variant.name(), shape, prepare }
+    Entry { row, prepare }
 }
 
 /// Makes the tensors on host and device, and the plan.

@@ -2,40 +2,31 @@
 
 use anyhow::Result;
 use pollster::block_on;
-use serde_json::json;
 use wgpu_attention::attention::tolerance::compare;
 use wgpu_attention::merge::reference::{self, HostParts};
-use wgpu_attention::{Caps, Context, DType, Merge, MergeInputs, MergeOutputs};
+use wgpu_attention::{Context, DType, Merge, MergeInputs, MergeOutputs};
 
-use super::attention::{elements, lengths, random_tensor};
-use super::{Args, Case, Entry};
+use super::attention::{elements, random_tensor};
+use super::record::Row;
+use super::sweep::{self, Family, Point};
+use super::{Case, Entry};
 use crate::device::DeviceTensor;
 
-/// Every case of the sweep: `parts` results of each size into one, with its LSE.
-pub fn entries(args: &Args, caps: &Caps, parts: u32) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for &dtype in &args.dtype {
-        for &dim in &args.head_dim {
-            for len in lengths(args, caps) {
-                let shape = [args.batch, args.heads, len, dim];
-                let merge = Merge::new(parts, shape, dtype).with_lse();
-                merge.validate()?;
-                entries.push(entry(merge));
-            }
-        }
-    }
-    Ok(entries)
-}
-
-fn entry(merge: Merge) -> Entry {
+/// The case at one point of the sweep: so many results of its size into one, with its LSE.
+pub fn entries(options: &sweep::Options, point: &Point) -> Result<Vec<Entry>> {
+    let shape = point.shape;
+    let merge = Merge::new(options.parts, shape.out(), point.dtype).with_lse();
+    merge.validate()?;
     let ([batch, heads, len, dim], parts) = (merge.shape, merge.parts);
-    let label = format!("merge/{}/p{parts}/b{batch}h{heads}n{len}d{dim}", merge.dtype);
-    let shape = json!({
-        "batch": batch, "heads": heads, "len": len, "head_dim": dim, "parts": parts,
-        "dtype": merge.dtype.name(),
-    });
+    let row = Row {
+        label: format!("merge/{}/p{parts}/b{batch}h{heads}n{len}d{dim}", merge.dtype),
+        family: Family::Merge.name().into(),
+        variant: "merge".into(),
+        detail: format!("p{parts}"),
+        ..Row::at(&shape, merge.dtype)
+    };
     let prepare = Box::new(move |context: &Context| prepare(context, merge));
-    Entry { label, variant: "merge", shape, prepare }
+    Ok(vec![Entry { row, prepare }])
 }
 
 fn prepare(context: &Context, merge: Merge) -> Result<Case> {
