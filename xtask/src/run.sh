@@ -5,7 +5,8 @@
 #
 # RESULTS is a folder: one text a test binary, summary.txt, info.txt, and of the benchmark
 # record.json, record.csv and bench.txt. Ends with 0 if everything passed.
-# VK_DRIVER_FILES chooses a driver as usual; TESTS="attention sparse" chooses tests.
+# VK_DRIVER_FILES chooses a driver as usual; TESTS="attention sparse" chooses tests;
+# WGPU_ATTENTION_CHECKED_SHADERS=1 tests with the compiler's bounds checks on.
 set -u
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 if [ $# -lt 1 ]; then
@@ -30,7 +31,7 @@ say() {
 # verdict NAME STATUS SECONDS TEXT: a line of the summary, and all that was said of a failure.
 verdict() {
     if [ "$2" -eq 0 ]; then
-        say "ok      $1  $3 s  $(grep '^test result' "$4" | sed 's/^test result: ok. //; s/; finished.*//')"
+        say "ok      $1  $3 s  $(grep '^test result:' "$4" | sed 's/^test result: ok. //; s/; finished.*//')"
     else
         failed=1
         say "FAILED  $1  $3 s  status $2"
