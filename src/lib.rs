@@ -57,6 +57,9 @@
 //! Beside it stands [`LinearAttention`], which carries a state instead of visiting keys: Lightning
 //! attention and its gated and delta-rule relatives, planned, bound and encoded in the same way,
 //! with [`linear::reference`] as judge.
+//!
+//! In front of attention stand [`Rope`], which turns queries and keys by their positions, and
+//! [`Scatter`], which writes new rows into a cache; behind it [`Merge`], which joins partial results.
 
 pub mod arrays;
 pub mod attention;
@@ -71,6 +74,8 @@ pub mod params;
 mod plan;
 mod readback;
 mod real;
+pub mod rope;
+pub mod scatter;
 pub mod score;
 mod shader;
 pub mod shape;
@@ -90,6 +95,8 @@ pub use linear::{
 pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use merge::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule};
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
+pub use rope::{Rope, RopeInputs, RopePairs, RopePlan};
+pub use scatter::{Scatter, ScatterInputs, ScatterPlan};
 pub use score::{Broadcast, Score};
 pub use shader::{Binding, Source, Target};
 pub use shape::{MAX_HEAD_DIM, Shape};

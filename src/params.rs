@@ -284,3 +284,71 @@ pub struct NarrowParams {
     /// Keeps the size a multiple of 16 bytes.
     pub padding: u32,
 }
+
+/// Twin of `Params` in `shaders/scatter/scatter.wgsl`: one piece of one scatter.
+///
+/// Offsets and strides are those of batch, heads and rows, then the offset, in words of 32 bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct ScatterParams {
+    /// Of the rows.
+    pub rows: [u32; 4],
+    /// Of the cache.
+    pub cache: [u32; 4],
+    /// Batch entries of the piece.
+    pub batch: u32,
+    /// Heads of the piece.
+    pub heads: u32,
+    /// Rows of a head.
+    pub len: u32,
+    /// Words of a row.
+    pub words: u32,
+    /// Positions of the cache.
+    pub capacity: u32,
+    /// Whether positions wrap around.
+    pub circular: u32,
+    /// First batch entry of the piece.
+    pub batch_base: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding: u32,
+}
+
+/// Twin of `Params` in `shaders/rope/rope.wgsl`: one piece of one rotation.
+///
+/// Offsets and strides are as in [`AttentionParams`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct RopeParams {
+    /// Of the input.
+    pub input: [u32; 4],
+    /// Of the output.
+    pub out: [u32; 4],
+    /// Of the cosines; a table has no heads.
+    pub cos: [u32; 4],
+    /// Of the sines.
+    pub sin: [u32; 4],
+    /// Batch entries of the piece.
+    pub batch: u32,
+    /// Heads of the piece.
+    pub heads: u32,
+    /// Rows of a head.
+    pub len: u32,
+    /// Elements of a row.
+    pub dim: u32,
+    /// Elements of a row that are rotated, from the first.
+    pub rotary_dim: u32,
+    /// Whether the halves of a pair are neighbours.
+    pub interleaved: u32,
+    /// Rows of the table.
+    pub table_rows: u32,
+    /// Element type of the tables: 0 f32, 1 f16, 2 bf16.
+    pub table_dtype: u32,
+    /// Whether there are positions.
+    pub has_positions: u32,
+    /// Positions between batch entries, 0 where they share them.
+    pub positions_batch: u32,
+    /// First batch entry of the piece.
+    pub batch_base: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding: u32,
+}

@@ -211,7 +211,10 @@ pub struct PackedLayout {
     pub sinks: Option<u32>,
     /// [`MergeInputs::log_weights`](crate::MergeInputs::log_weights), in the side buffer.
     pub log_weights: Option<u32>,
-    /// [`LinearInputs::starts`](crate::LinearInputs::starts), in the metadata.
+    /// [`RopeInputs::positions`](crate::RopeInputs::positions), in the metadata.
+    pub positions: Option<u32>,
+    /// [`LinearInputs::starts`](crate::LinearInputs::starts) or
+    /// [`ScatterInputs::starts`](crate::ScatterInputs::starts), in the metadata.
     pub starts: Option<u32>,
     /// [`LinearInputs::decay`](crate::LinearInputs::decay), in the metadata, as bits.
     pub decay: Option<u32>,

@@ -88,6 +88,11 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
+    /// The piece's part of a view.
+    pub fn of<'a>(&self, view: View<'a>) -> View<'a> {
+        view.part(self.batch.clone(), self.heads.clone())
+    }
+
     /// Cuts in halves, by batch entries and then by heads, until every tensor of every part can be
     /// bound; `sizes` names the bytes that a piece binds of each.
     pub fn split(

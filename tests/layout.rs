@@ -5,10 +5,12 @@ mod common;
 
 use std::mem::{offset_of, size_of};
 
-use wgpu_attention::params::{AttentionParams, LinearParams, MergeParams, NarrowParams};
+use wgpu_attention::params::{
+    AttentionParams, LinearParams, MergeParams, NarrowParams, RopeParams, ScatterParams,
+};
 use wgpu_attention::{
-    Alignment, Attention, Binding, Caps, DType, LinearAttention, LinearVariant, Merge, Rule, Shape,
-    Source, Stage, Variant,
+    Alignment, Attention, Binding, Caps, DType, LinearAttention, LinearVariant, Merge, Rope, Rule,
+    Scatter, Shape, Source, Stage, Variant,
 };
 use wgpu_attention::{Target, wgpu};
 
@@ -124,6 +126,9 @@ fn sources() -> Vec<(Source, naga::Module)> {
             }
             let merge = Merge::new(2, [1, 1, 1, 64], dtype).with_alignment(alignment);
             sources.extend(merge.compose(Target::Native).expect("a valid configuration"));
+            let rope = Rope::new([1, 1, 1, 64], dtype).with_alignment(alignment);
+            sources.extend(rope.compose(Target::Native).expect("a valid configuration"));
+            sources.push(Scatter::new([1, 1, 1, 64], 8, dtype).compose(Target::Native));
         }
     }
     let parse = |source: Source| {
@@ -152,11 +157,18 @@ fn parameters_are_where_the_shaders_look() {
         query key value out state gate token batch heads group len head_dim features value_dim
         workgroups head_base documents starts_at slopes_at gate_dtype token_dtype carries_in
         carries_out scale epsilon slots first_slot segment_slots slot_capacity slices padding);
+    let rope = members!(RopeParams:
+        input out cos sin batch heads len dim rotary_dim interleaved table_rows table_dtype
+        has_positions positions_batch batch_base padding);
+    let scatter = members!(ScatterParams:
+        rows cache batch heads len words capacity circular batch_base padding);
     let narrow = members!(NarrowParams: sizes strides source offset end workgroups padding);
     let mut narrows = 0;
     for (source, module) in sources() {
         let (expected, size) = match source.label() {
             "common.narrow" => (&narrow, size_of::<NarrowParams>()),
+            "rope.rope" => (&rope, size_of::<RopeParams>()),
+            "scatter.scatter" => (&scatter, size_of::<ScatterParams>()),
             "merge.merge" => (&merge, size_of::<MergeParams>()),
             label if label.starts_with("linear.") => (&linear, size_of::<LinearParams>()),
             _ => (&attention, size_of::<AttentionParams>()),

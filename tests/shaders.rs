@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wgpu_attention::{
     Activation, Alignment, Attention, Broadcast, Caps, DType, Keys, Lists, Mask, Merge, MergeRule,
-    Positions, Shape, Source, Stage, Target, Tiles, Variant,
+    Positions, Rope, Scatter, Shape, Source, Stage, Target, Tiles, Variant,
 };
 
 const DIMS: [u32; 12] = [1, 7, 16, 32, 40, 64, 96, 128, 192, 256, 320, 576];
@@ -371,18 +371,27 @@ fn every_device_runs_every_configuration() {
     }
 }
 
-/// Merge in every rule, dtype and alignment.
+/// What stands before and behind attention: merge in every rule, rope and scatter, in every dtype
+/// and alignment.
 #[test]
-fn merges_compile_for_every_platform() {
+fn small_ops_compile_for_every_platform() {
+    let check = |source: Source| {
+        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let (module, info) = validate(source.wgsl(), capabilities, source.label());
+        translate(&module, &info, false, source.label());
+    };
+    for dtype in DType::ALL {
+        check(Scatter::new([1, 1, 1, 64], 8, dtype).compose(Target::Native));
+        for alignment in [Alignment::Vec4, Alignment::Any] {
+            let rope = Rope::new([1, 1, 1, 64], dtype).with_alignment(alignment);
+            rope.compose(Target::Native).expect("valid").into_iter().for_each(check);
+        }
+    }
     for rule in [MergeRule::Lse, MergeRule::Weights, MergeRule::Sum] {
         for dtype in DType::ALL {
             for dim in DIMS {
                 let merge = Merge::new(2, [1, 1, 1, dim], dtype).with_rule(rule);
-                for source in merge.compose(Target::Native).expect("valid") {
-                    let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-                    let (module, info) = validate(source.wgsl(), capabilities, source.label());
-                    translate(&module, &info, false, source.label());
-                }
+                merge.compose(Target::Native).expect("valid").into_iter().for_each(check);
             }
         }
     }

@@ -1,0 +1,10 @@
+// An output of any dims, strides and offset, in f32; 16-bit tensors go through a workspace and
+// common/narrow.wgsl, which owns whole words.
+
+alias OutWord = f32;
+
+fn store_out(element: u32, count: u32, x: vec4<f32>) {
+    for (var i = 0u; i < count; i++) {
+        out[element + i] = x[i];
+    }
+}
