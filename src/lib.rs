@@ -60,6 +60,7 @@
 //!
 //! In front of attention stand [`Rope`], which turns queries and keys by their positions, and
 //! [`Scatter`], which writes new rows into a cache; behind it [`Merge`], which joins partial results.
+//! [`onnx`] offers all of it under the names and conventions of ONNX operators.
 
 pub mod arrays;
 pub mod attention;
@@ -70,6 +71,7 @@ pub mod keys;
 pub mod linear;
 pub mod mask;
 pub mod merge;
+pub mod onnx;
 pub mod params;
 mod plan;
 mod readback;

@@ -123,10 +123,10 @@ impl Plan {
 }
 
 /// Binds within error scopes, which catch what the checks cannot foresee: memory that has run out.
-pub(crate) fn scoped(
+pub(crate) fn scoped<T>(
     context: &Context,
-    bind: impl FnOnce() -> Result<Bound, Error>,
-) -> Result<Bound, Error> {
+    bind: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
     let device = context.device();
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);

@@ -2,6 +2,7 @@
 //! comparison of every supported variant with the f64 reference.
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use wgpu_attention::attention::reference::{HostInputs, Reference};
@@ -71,6 +72,18 @@ pub fn add_matrices(caps: &mut Caps) {
         cr_type: F32,
         saturating_accumulation: false,
     }];
+}
+
+/// Notes how many cases of a suite passed on this driver, for `cargo xtask conformance`.
+pub fn conformance(context: &Context, suite: &str, passed: usize, total: usize) {
+    let adapter = &context.caps().adapter;
+    let known = [("llvmpipe", "lavapipe"), ("SwiftShader", "SwiftShader")];
+    let driver = known.into_iter().find(|(mark, _)| adapter.contains(mark));
+    let driver = driver.map_or(adapter.split(" (").next().unwrap_or(adapter), |(_, name)| name);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("conformance");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let line = format!("{suite}\t{driver}\t{passed}\t{total}\n");
+    std::fs::write(folder.join(format!("{suite} on {driver}.tsv")), line).expect("written");
 }
 
 /// A reproducible stream of numbers (splitmix64).
