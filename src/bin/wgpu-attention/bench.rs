@@ -19,6 +19,7 @@ mod ceilings;
 mod linear;
 mod merge;
 mod record;
+mod report;
 mod sweep;
 mod tables;
 pub mod timing;
@@ -43,6 +44,9 @@ pub struct Args {
     /// Writes the rows as CSV, to stdout instead of the tables if no file is named
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     csv: Option<PathBuf>,
+    /// Writes one HTML page into a folder, with plots and the machine's description
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Compares with the record of an earlier run, JSON or CSV
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
@@ -68,22 +72,32 @@ struct Case {
     bound: Bound,
     /// Bytes that the definition asks to be moved: inputs and outputs, each once.
     bytes: f64,
+    /// The share of the keys that a list visits.
+    density: Option<f64>,
     /// Judges the result of a run.
     check: Box<Check>,
 }
 
 pub fn bench(args: &Args) -> Result<()> {
     let old = args.compare.as_deref().map(Record::read).transpose()?;
+    let report = args.report.as_deref().map(report::Folder::create).transpose()?;
     let context = device::open(args.adapter.as_deref())?;
     let entries = Sweep::new(&args.sweep, context.caps(), args.quick).entries(context.caps())?;
     let record = measure_all(args, &context, entries)?;
+    let compared = old.as_ref().map(|old| record.matched(old)).unwrap_or_default();
     let mut printed = false;
     for (path, text) in [(&args.json, Record::json as fn(&_) -> _), (&args.csv, Record::csv)] {
         let Some(path) = path else { continue };
         printed |= write(path, text(&record)?)?;
     }
     if !printed {
-        print_tables(&record, old.as_ref())?;
+        print_tables(&record)?;
+    }
+    if let (Some(old), false) = (&old, printed) {
+        print_compared(old, &compared)?;
+    }
+    if let Some(report) = report {
+        eprintln!("the report is {}", report.write(&record, &compared)?.display());
     }
     for Failure { label, error } in &record.failures {
         eprintln!("{label}: {error}");
@@ -104,20 +118,25 @@ fn write(path: &Path, text: String) -> Result<bool> {
     Ok(false)
 }
 
-fn print_tables(record: &Record, old: Option<&Record>) -> Result<()> {
+fn print_tables(record: &Record) -> Result<()> {
     print(&record.machine.adapter)?;
     if let Some(ceilings) = &record.ceilings {
         print(ceilings)?;
     }
-    print(tables::rows(record))?;
+    print(tables::table(&tables::ROWS, &tables::row_lines(record)))?;
     if record.rows.iter().any(|row| !row.steady) {
         print("*: the clock rate did not settle")?;
     }
-    if let Some(old) = old {
-        print(format!("\nagainst {} of {}", old.machine.adapter, old.machine.date))?;
-        print(tables::ratios("earlier", &record.matched(old)))?;
-    }
     Ok(())
+}
+
+fn print_compared(old: &Record, compared: &[(&Row, &Row)]) -> Result<()> {
+    let Machine { adapter, date, .. } = &old.machine;
+    if compared.is_empty() {
+        return print(format!("\nno case is in the earlier record too ({adapter} {date})"));
+    }
+    print(format!("\nagainst {adapter} {date}; above 1, this run is faster"))?;
+    print(tables::table(&tables::RATIOS, &tables::ratio_lines(compared)))
 }
 
 /// The ceilings first, then every case.
@@ -163,6 +182,7 @@ fn measure(context: &Context, entry: Entry, ceilings: &Ceilings, seconds: Durati
     let tflops = case.flops / median / 1e12;
     let (roof, ceiling) = ceilings.roof(&entry.row.variant, case.flops, case.bytes);
     Ok(Row {
+        density: case.density.or(entry.row.density),
         median_ms: median * 1e3,
         min_ms: min * 1e3,
         max_ms: max * 1e3,
