@@ -25,8 +25,9 @@ impl Folder {
         Ok(Self(path.to_owned()))
     }
 
-    /// Writes `index.html` and says where. `compared` are pairs of other rows and the record's own.
-    pub fn write(&self, record: &Record, compared: &[(&Row, &Row)]) -> Result<PathBuf> {
+    /// Writes `index.html` and says where. `compared` are pairs of rows of an
+    /// earlier record, and of peers, with the record's own.
+    pub fn write(&self, record: &Record, compared: [&[(&Row, &Row)]; 2]) -> Result<PathBuf> {
         let path = self.0.join("index.html");
         fs::write(&path, page(record, compared)?)
             .with_context(|| format!("writing `{}`", path.display()))?;
@@ -34,17 +35,16 @@ impl Folder {
     }
 }
 
-fn page(record: &Record, compared: &[(&Row, &Row)]) -> Result<String> {
+fn page(record: &Record, compared: [&[(&Row, &Row)]; 2]) -> Result<String> {
     let Machine { adapter, program, date, .. } = &record.machine;
-    let ratios = match compared {
-        [] => String::new(),
-        pairs => {
-            let lines = html_rows(&tables::RATIOS, &tables::ratio_lines(pairs));
-            format!(
-                "<h2>Compared</h2>\n<p>Above 1, this program is faster.</p>\n<div class=\"wide\"><table>{lines}</table></div>"
-            )
-        }
-    };
+    let titled = ["An earlier run", "Other programs"].into_iter().zip(compared);
+    let ratios = titled.filter(|(_, pairs)| !pairs.is_empty()).map(|(title, pairs)| {
+        let lines = html_rows(&tables::RATIOS, &tables::ratio_lines(pairs));
+        format!(
+            "<h2>{title}</h2>\n<p>Above 1, this run is faster.</p>\n\
+             <div class=\"wide\"><table>{lines}</table></div>\n"
+        )
+    });
     let pieces = [
         ("adapter", escape(adapter)),
         ("program", escape(program)),
@@ -52,7 +52,7 @@ fn page(record: &Record, compared: &[(&Row, &Row)]) -> Result<String> {
         ("facts", facts(record)),
         ("plots", all_plots(record)?.join("\n")),
         ("rows", html_rows(&tables::ROWS, &tables::row_lines(record))),
-        ("ratios", ratios),
+        ("ratios", ratios.collect()),
     ];
     let mut page = String::new();
     let mut rest = include_str!("report/page.html");
