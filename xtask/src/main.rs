@@ -1,5 +1,5 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask gpu-bundle` and
-//! `cargo xtask ci`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask gpu-bundle`,
+//! `cargo xtask conformance` and `cargo xtask ci`.
 //!
 //! The first two are all that a new machine needs besides Rust: each finds out what the machine lacks and
 //! installs it where it may ([`setup`]). Exit status: 0 if all is well, 1 for a failed step, 2 if
@@ -7,6 +7,7 @@
 //! xtask itself writes to stderr alone, so that `bench -- --json` can be piped.
 
 mod bundle;
+mod conformance;
 mod found;
 mod packages;
 mod setup;
@@ -52,6 +53,18 @@ enum Task {
         #[arg(long, value_name = "FILE.tar.gz")]
         output: Option<PathBuf>,
     },
+    /// Install what is missing, then run the suites that others have written and write
+    /// CONFORMANCE.md.
+    Conformance {
+        #[command(flatten)]
+        options: Options,
+        /// Run on this driver alone.
+        #[arg(long)]
+        driver: Option<Driver>,
+        /// Run on CPUs, too, what takes half an hour there.
+        #[arg(long)]
+        all: bool,
+    },
     /// Run every check that a change must pass, and stop at the first that fails.
     Ci {
         #[command(flatten)]
@@ -73,6 +86,7 @@ fn main() -> ExitCode {
         Task::Test { options, driver, args } => test(&options, driver, &args),
         Task::Bench { options, args } => bench(&options, &args),
         Task::GpuBundle { output } => gpu_bundle(output),
+        Task::Conformance { options, driver, all } => write_conformance(&options, driver, all),
         Task::Ci { options } => ci(&options),
     };
     match outcome {
@@ -118,6 +132,30 @@ fn test_runs(steps: &mut Steps, runs: &[Run], args: &[OsString], strict: bool) -
         steps.run(&format!("test on {}", run.driver.name()), &mut command)?;
     }
     Ok(())
+}
+
+fn write_conformance(
+    options: &Options,
+    driver: Option<Driver>,
+    all: bool,
+) -> Result<ExitCode, Stop> {
+    let runs = setup::ready(options, &setup::wanted(&options.found(), driver, true))?;
+    conformance::forget()?;
+    let mut steps = Steps::default();
+    for run in &runs {
+        let mut command =
+            cargo("test --package wgpu-attention --test onnx --test llama --no-fail-fast");
+        run.pin(&mut command);
+        command.env("WGPU_ATTENTION_REQUIRE_ADAPTER", "1");
+        if all {
+            command.env("WGPU_ATTENTION_ALL_CASES", "1");
+        }
+        // A suite that fails is a row of the table like any other.
+        let _ = steps.run(&format!("suites on {}", run.driver.name()), &mut command);
+    }
+    steps.summarise();
+    conformance::write()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn bench(options: &Options, args: &[OsString]) -> Result<ExitCode, Stop> {
@@ -169,7 +207,9 @@ fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
         "documentation",
         cargo("doc --package wgpu-attention --lib --no-deps").env("RUSTDOCFLAGS", "-D warnings"),
     )?;
-    test_runs(steps, &runs, &[], true)
+    conformance::forget()?;
+    test_runs(steps, &runs, &[], true)?;
+    steps.time("conformance", conformance::check)
 }
 
 /// The published package is useless without the shaders that the library includes.

@@ -19,7 +19,6 @@ mod input;
 mod keys;
 mod linear;
 mod output;
-mod plot;
 mod problem;
 mod quality;
 mod run;
