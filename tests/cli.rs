@@ -428,27 +428,3 @@ fn kernels_are_printed_and_refused_by_name() {
     assert_eq!(unsupported.status.code(), Some(2), "{}", stderr(&unsupported));
     assert!(stderr(&unsupported).contains("attention.scores"));
 }
-
-#[test]
-fn bench_times_what_it_has_checked() {
-    if common::context().is_none() {
-        return;
-    }
-    let small = ["bench", "--quick", "--family", "flash", "--heads", "2", "--lengths", "65"];
-    let given = ["--dtype", "f32", "--causal", "--variant", "tiled", "--seconds", "0", "--json"];
-    let record = json(&[&small[..], &given].concat());
-    for ceiling in ["fma_tflops", "copy_gigabytes_per_second"] {
-        assert!(record["ceilings"][ceiling].as_f64() > Some(0.0), "{ceiling}");
-    }
-    assert_eq!(record["rows"].as_array().map(Vec::len), Some(1));
-    let row = &record["rows"][0];
-    assert_eq!(row["label"], "attention/tiled/f32/softmax/causal/b1h2n65d64");
-    assert!(row["percent_of_ceiling"].as_f64() > Some(0.0));
-    assert!(row["max_error"].as_f64() <= row["bound"].as_f64());
-    assert!(
-        row["min_ms"].as_f64() > Some(0.0) && row["median_ms"].as_f64() >= row["min_ms"].as_f64()
-    );
-    assert_eq!(row["repetitions"], 10);
-    let refused = program(&["bench", "--kv-heads", "5"]);
-    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
-}

@@ -1,4 +1,4 @@
-//! `run --op linear` and `bench --family linear` from outside.
+//! `run --op linear` from outside.
 #![cfg(feature = "cli")]
 
 use std::path::{Path, PathBuf};
@@ -106,35 +106,4 @@ fn bad_input_is_named() {
     let given = program(&["run", input, "--check", "--rule", "gated"]);
     assert_eq!(given.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&given.stderr).contains("--op linear only"));
-}
-
-#[test]
-fn bench_times_the_op() {
-    if common::context().is_none() {
-        return;
-    }
-    let given = program(&[
-        "bench",
-        "--family",
-        "linear",
-        "--quick",
-        "--json",
-        "--lengths",
-        "96",
-        "--heads",
-        "2",
-        "--head-dim",
-        "16",
-        "--dtype",
-        "f32",
-        "--variant",
-        "all",
-    ]);
-    let stderr = String::from_utf8_lossy(&given.stderr);
-    assert_eq!(given.status.code(), Some(0), "{stderr}");
-    let rows: Value = serde_json::from_slice(&given.stdout).expect("JSON alone");
-    let labels: Vec<_> =
-        rows["rows"].as_array().expect("rows").iter().map(|row| &row["label"]).collect();
-    assert_eq!(labels.len(), 2, "{labels:?}");
-    assert_eq!(labels[0], "linear/chunked/f32/decay/b1h2n96d16");
 }

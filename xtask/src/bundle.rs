@@ -114,19 +114,34 @@ fn fill(folder: &Path, root: &Path, built: &Built) -> io::Result<()> {
     for (name, executable) in &built.tests {
         fs::copy(executable, tests.join(name))?;
     }
-    copy_files(&root.join("tests/data"), "safetensors", &data)?;
-    copy_files(&root.join("benches/peers"), "py", &peers)?;
+    let is = |extension: &'static str| {
+        move |path: &Path| path.extension().is_some_and(|found| found == extension)
+    };
+    copy_files(&root.join("tests/data"), &data, is("safetensors"))?;
+    copy_files(&root.join("benches/peers"), &peers, is("py"))?;
+    // A peer that is a crate comes along where somebody has built it.
+    for entry in fs::read_dir(root.join("benches/peers"))? {
+        let release = entry?.path().join("target/release");
+        if release.is_dir() {
+            let is_program = |path: &Path| {
+                path.is_file()
+                    && path.extension().is_none()
+                    && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("peer-"))
+            };
+            copy_files(&release, &peers, is_program)?;
+        }
+    }
     let script = folder.join("run.sh");
     fs::write(&script, include_str!("run.sh"))?;
     let executable = fs::metadata(&built.program)?.permissions();
     fs::set_permissions(script, executable)
 }
 
-/// Copies the files of a folder that have an extension.
-fn copy_files(from: &Path, extension: &str, to: &Path) -> io::Result<()> {
+/// Copies those files of a folder that are wanted.
+fn copy_files(from: &Path, to: &Path, wanted: impl Fn(&Path) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|found| found == extension) {
+        if wanted(&path) {
             fs::copy(&path, to.join(path.file_name().unwrap_or_default()))?;
         }
     }

@@ -4,7 +4,7 @@
 # usage: run.sh RESULTS [tests|bench] [arguments of `wgpu-attention bench`]
 #
 # RESULTS is a folder: one text a test binary, summary.txt, info.txt, and of the benchmark
-# record.json, record.csv and bench.txt. Ends with 0 if everything passed.
+# record.json, record.csv, bench.txt and report/index.html. Ends with 0 if everything passed.
 # VK_DRIVER_FILES chooses a driver as usual; TESTS="attention sparse" chooses tests;
 # WGPU_ATTENTION_CHECKED_SHADERS=1 tests with the compiler's bounds checks on.
 set -u
@@ -52,7 +52,7 @@ fi
 if [ "$what" != tests ]; then
     start=$(date +%s)
     "$here/wgpu-attention" bench --json "$results/record.json" --csv "$results/record.csv" \
-        "$@" >"$results/bench.txt" 2>&1
+        --report "$results/report" --peers "$here/peers" "$@" >"$results/bench.txt" 2>&1
     verdict bench $? $(($(date +%s) - start)) "$results/bench.txt"
     cat "$results/bench.txt"
 fi

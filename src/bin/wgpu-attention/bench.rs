@@ -11,6 +11,7 @@ use wgpu_attention::{Bound, Context};
 
 use crate::{device, print};
 use ceilings::Ceilings;
+use peers::Peer;
 use record::{Failure, Machine, Record, Row};
 use sweep::Sweep;
 
@@ -18,7 +19,9 @@ mod attention;
 mod ceilings;
 mod linear;
 mod merge;
+mod peers;
 mod record;
+mod report;
 mod sweep;
 mod tables;
 pub mod timing;
@@ -43,6 +46,12 @@ pub struct Args {
     /// Writes the rows as CSV, to stdout instead of the tables if no file is named
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     csv: Option<PathBuf>,
+    /// Writes one HTML page into a folder, with plots and the machine's description
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Times other programs on the same shapes, those in a folder, and prints the ratios
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "benches/peers")]
+    peers: Option<PathBuf>,
     /// Compares with the record of an earlier run, JSON or CSV
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
@@ -68,22 +77,38 @@ struct Case {
     bound: Bound,
     /// Bytes that the definition asks to be moved: inputs and outputs, each once.
     bytes: f64,
+    /// The share of the keys that a list visits.
+    density: Option<f64>,
     /// Judges the result of a run.
     check: Box<Check>,
 }
 
 pub fn bench(args: &Args) -> Result<()> {
     let old = args.compare.as_deref().map(Record::read).transpose()?;
+    let report = args.report.as_deref().map(report::Folder::create).transpose()?;
+    let peers = args.peers.as_deref().map(peers::find).transpose()?.unwrap_or_default();
     let context = device::open(args.adapter.as_deref())?;
     let entries = Sweep::new(&args.sweep, context.caps(), args.quick).entries(context.caps())?;
-    let record = measure_all(args, &context, entries)?;
+    let record = measure_all(args, &context, entries, &peers)?;
+    let earlier = old.as_ref().map(|old| record.matched(old)).unwrap_or_default();
+    let beside_peers = record.beside_peers();
     let mut printed = false;
     for (path, text) in [(&args.json, Record::json as fn(&_) -> _), (&args.csv, Record::csv)] {
         let Some(path) = path else { continue };
         printed |= write(path, text(&record)?)?;
     }
     if !printed {
-        print_tables(&record, old.as_ref())?;
+        print_tables(&record)?;
+    }
+    if let (Some(old), false) = (&old, printed) {
+        print_earlier(old, &earlier)?;
+    }
+    if !printed && !beside_peers.is_empty() {
+        print("\nagainst other programs; above 1, ours is faster")?;
+        print(tables::table(&tables::RATIOS, &tables::ratio_lines(&beside_peers)))?;
+    }
+    if let Some(report) = report {
+        eprintln!("the report is {}", report.write(&record, [&earlier, &beside_peers])?.display());
     }
     for Failure { label, error } in &record.failures {
         eprintln!("{label}: {error}");
@@ -104,27 +129,38 @@ fn write(path: &Path, text: String) -> Result<bool> {
     Ok(false)
 }
 
-fn print_tables(record: &Record, old: Option<&Record>) -> Result<()> {
+fn print_tables(record: &Record) -> Result<()> {
     print(&record.machine.adapter)?;
     if let Some(ceilings) = &record.ceilings {
         print(ceilings)?;
     }
-    print(tables::rows(record))?;
+    print(tables::table(&tables::ROWS, &tables::row_lines(record)))?;
     if record.rows.iter().any(|row| !row.steady) {
         print("*: the clock rate did not settle")?;
-    }
-    if let Some(old) = old {
-        print(format!("\nagainst {} of {}", old.machine.adapter, old.machine.date))?;
-        print(tables::ratios("earlier", &record.matched(old)))?;
     }
     Ok(())
 }
 
-/// The ceilings first, then every case.
-fn measure_all(args: &Args, context: &Context, entries: Vec<Entry>) -> Result<Record> {
+fn print_earlier(old: &Record, earlier: &[(&Row, &Row)]) -> Result<()> {
+    let Machine { adapter, date, .. } = &old.machine;
+    if earlier.is_empty() {
+        return print(format!("\nno case is in the earlier record too ({adapter} {date})"));
+    }
+    print(format!("\nagainst {adapter} {date}; above 1, this run is faster"))?;
+    print(tables::table(&tables::RATIOS, &tables::ratio_lines(earlier)))
+}
+
+/// The ceilings first, then every case, then the peers.
+fn measure_all(
+    args: &Args,
+    context: &Context,
+    entries: Vec<Entry>,
+    peers: &[Peer],
+) -> Result<Record> {
     let usual = if args.quick { Duration::from_millis(200) } else { Duration::from_secs(1) };
     let seconds = args.seconds.unwrap_or(usual);
-    let bar = ProgressBar::new(entries.len() as u64 + 1).with_style(ProgressStyle::with_template(
+    let steps = 1 + entries.len() + peers.len();
+    let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
         "{pos}/{len} {wide_bar} {elapsed}, {eta} left  {msg}",
     )?);
     bar.enable_steady_tick(Duration::from_millis(500));
@@ -136,14 +172,20 @@ fn measure_all(args: &Args, context: &Context, entries: Vec<Entry>) -> Result<Re
         let label = entry.row.label.clone();
         bar.set_message(label.clone());
         match measure(context, entry, &ceilings, seconds) {
-            Ok(row) => rows.push(row),
+            Ok(row) => rows.push(row.rounded()),
             Err(error) => failures.push(Failure { label, error: format!("{error:#}") }),
         }
         bar.inc(1);
     }
+    let mut of_peers = Vec::new();
+    for peer in peers {
+        bar.set_message(peer.name.clone());
+        of_peers.extend(peer.measure(&rows, seconds));
+        bar.inc(1);
+    }
     bar.finish_and_clear();
     let machine = Machine::new(context.caps());
-    Ok(Record { machine, ceilings: Some(ceilings), rows, failures })
+    Ok(Record { machine, ceilings: Some(ceilings), rows, peers: of_peers, failures })
 }
 
 /// Times a case whose result is right.
@@ -163,6 +205,7 @@ fn measure(context: &Context, entry: Entry, ceilings: &Ceilings, seconds: Durati
     let tflops = case.flops / median / 1e12;
     let (roof, ceiling) = ceilings.roof(&entry.row.variant, case.flops, case.bytes);
     Ok(Row {
+        density: case.density.or(entry.row.density),
         median_ms: median * 1e3,
         min_ms: min * 1e3,
         max_ms: max * 1e3,

@@ -19,6 +19,7 @@ mod input;
 mod keys;
 mod linear;
 mod output;
+mod plot;
 mod problem;
 mod quality;
 mod run;

@@ -145,8 +145,8 @@ fn entry(attention: &Attention, variant: Variant, family: Family, job: Job) -> E
         detail: job.label().trim_start_matches('/').into(),
         density: match job {
             Job::DenseTiled(_) => Some(1.0),
-            Job::Random(_, density) => Some(density),
-            Job::Dense | Job::Masked(_) => None,
+            // A random list has about the share that was asked for; the case knows.
+            Job::Dense | Job::Random(..) | Job::Masked(_) => None,
         },
         causal,
         ..Row::at(&attention.shape, attention.dtype)
@@ -175,6 +175,7 @@ fn prepare(context: &Context, attention: &Attention, variant: Variant, job: Job)
     let inputs = Inputs::new(query.view(), key.view(), value.view()).with_arrays(listed);
     let bound = plan.bind(&inputs, &Outputs::new(out.view()))?;
     let flops = flops(&attention, list.as_ref(), job);
+    let density = list.as_ref().map(|list| list.density(&attention.shape));
     let check = Box::new(move |context: &Context| {
         let listed = list.as_ref().map_or_else(Arrays::default, |l| l.arrays(Arrays::default()));
         let inputs = HostInputs::new(&host_query, &host_key, &host_value).with_arrays(listed);
@@ -184,7 +185,7 @@ fn prepare(context: &Context, attention: &Attention, variant: Variant, job: Job)
     });
     let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
     let bytes = tensors.map(|shape| elements(shape) * dtype.size() as f64).iter().sum();
-    Ok(Case { flops, bytes, bound, check })
+    Ok(Case { flops, bytes, density, bound, check })
 }
 
 /// The plan of a case; dense attention beside lists gets their tiles.

@@ -129,7 +129,7 @@ fn prepare(context: &Context, linear: LinearAttention, variant: LinearVariant) -
         let given = rows(&out.read(context)?, tokens.value_dim);
         Ok(Reference::new(&checked, &inputs)?.check(&given, None, None).out)
     });
-    Ok(Case { flops: flops(&linear), bytes, bound, check })
+    Ok(Case { flops: flops(&linear), bytes, density: None, bound, check })
 }
 
 /// The part of a shape that is checked.

@@ -51,5 +51,5 @@ fn prepare(context: &Context, merge: Merge) -> Result<Case> {
         // Numbers of up to 4, whose weights add up to 1.
         Ok(compare(&out.read(context)?, &reference.out, &eager.out, merge.dtype, 4.0))
     });
-    Ok(Case { flops, bytes, bound, check })
+    Ok(Case { flops, bytes, density: None, bound, check })
 }

@@ -18,6 +18,9 @@ pub struct Record {
     pub machine: Machine,
     pub ceilings: Option<Ceilings>,
     pub rows: Vec<Row>,
+    /// Other programs on the same cases.
+    #[serde(default)]
+    pub peers: Vec<Row>,
     /// Cases without a time.
     pub failures: Vec<Failure>,
 }
@@ -124,9 +127,12 @@ impl Machine {
     }
 }
 
+/// What this program's rows begin with.
+const NAME: &str = env!("CARGO_PKG_NAME");
+
 /// This program's name and version.
 fn program() -> String {
-    format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+    format!("{NAME} {}", env!("CARGO_PKG_VERSION"))
 }
 
 impl Row {
@@ -142,6 +148,20 @@ impl Row {
             dtype: dtype.name().into(),
             ..Self::default()
         }
+    }
+
+    /// The row with six digits of every number, which is more than clocks know.
+    #[must_use]
+    pub fn rounded(mut self) -> Self {
+        let six_digits = |number: &mut f64| {
+            // Writing a number gives text that reads as one.
+            *number = format!("{number:.5e}").parse().unwrap_or(*number);
+        };
+        let times = [&mut self.median_ms, &mut self.min_ms, &mut self.max_ms];
+        let rates = [&mut self.tflops, &mut self.gigabytes_per_second];
+        let rest = [&mut self.percent_of_ceiling, &mut self.max_error, &mut self.bound];
+        times.into_iter().chain(rates).chain(rest).chain(&mut self.density).for_each(six_digits);
+        self
     }
 
     /// How far apart the repetitions are, in percent of their median.
@@ -171,10 +191,13 @@ impl Record {
     fn from_csv(text: &str) -> Result<Self, csv::Error> {
         let mut reader = csv::ReaderBuilder::new().comment(Some(b'#')).from_reader(text.as_bytes());
         let rows = reader.deserialize().collect::<Result<Vec<Row>, _>>()?;
+        let ours = |row: &Row| row.program.is_empty() || row.program.starts_with(NAME);
+        let (rows, peers) = rows.into_iter().partition(ours);
         let mut machine = Machine::new(&Caps::portable());
+        machine.date.clear();
         machine.adapter =
             text.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or("").into();
-        Ok(Self { machine, ceilings: None, rows, failures: Vec::new() })
+        Ok(Self { machine, ceilings: None, rows, peers, failures: Vec::new() })
     }
 
     pub fn json(&self) -> Result<String> {
@@ -183,7 +206,7 @@ impl Record {
 
     pub fn csv(&self) -> Result<String> {
         let mut writer = csv::Writer::from_writer(Vec::new());
-        for row in &self.rows {
+        for row in self.rows.iter().chain(&self.peers) {
             writer.serialize(row)?;
         }
         let rows = String::from_utf8(writer.into_inner().context("writing CSV")?)?;
@@ -193,6 +216,12 @@ impl Record {
             text.push_str(&format!("# {ceilings}\n"));
         }
         Ok(text + &rows)
+    }
+
+    /// The peers' rows, each with ours on the same case.
+    pub fn beside_peers(&self) -> Vec<(&Row, &Row)> {
+        let ours = |peer: &Row| self.rows.iter().find(|row| row.label == peer.label);
+        self.peers.iter().filter_map(|peer| Some((peer, ours(peer)?))).collect()
     }
 
     /// The rows that both have, with the earlier one first.
@@ -219,6 +248,7 @@ mod tests {
             machine: Machine::new(&Caps::portable()),
             ceilings: None,
             rows: times.iter().map(row).collect(),
+            peers: vec![Row { program: "other".into(), ..row(&times[0]) }],
             failures: Vec::new(),
         }
     }
@@ -230,6 +260,7 @@ mod tests {
         let json: Record = serde_json::from_str(&record.json().expect("written")).expect("read");
         for read in [&csv, &json] {
             assert_eq!(format!("{:?}", read.rows), format!("{:?}", record.rows));
+            assert_eq!(format!("{:?}", read.peers), format!("{:?}", record.peers));
         }
     }
 

@@ -1,58 +1,36 @@
 //! The plot of `wgpu-attention quality`: error and covered mass over density, a panel a layer.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::prelude::*;
 
 use super::{PATTERNS, Row};
+use crate::plot::{Area, COLOURS, Drawn, svg};
 
 const SIZE: (u32, u32) = (1080, 820);
 
-/// Colours that are told apart with any kind of sight (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(153, 153, 153),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-];
-
 /// Draws all rows as SVG.
 pub fn plot(rows: &[Row], adapter: &str) -> Result<String> {
-    let mut svg = String::new();
-    draw(rows, adapter, &mut svg).map_err(|error| anyhow!("drawing the plot: {error}"))?;
-    Ok(svg)
-}
-
-type Drawn = Result<(), Box<dyn std::error::Error>>;
-
-fn draw(rows: &[Row], adapter: &str, svg: &mut String) -> Drawn {
     let mut layers: Vec<&str> = rows.iter().map(|row| row.layer.as_str()).collect();
     layers.dedup();
-    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let title = format!("Sparse patterns against dense causal attention ({adapter})");
-    let root = root.titled(&title, ("sans-serif", 18))?;
-    let panels = root.split_evenly((2, layers.len().max(1)));
-    for (column, layer) in layers.iter().enumerate() {
-        let of_layer = || rows.iter().filter(|row| row.layer == *layer);
-        let error = format!("{layer}: relative error of the output");
-        let points = of_layer().map(|row| (row.pattern, row.density, row.relative_error));
-        panel(&panels[column], &error, &points.collect::<Vec<_>>())?;
-        let mass = format!("{layer}: attention mass covered");
-        let points = of_layer().map(|row| (row.pattern, row.density, row.mass));
-        panel(&panels[layers.len() + column], &mass, &points.collect::<Vec<_>>())?;
-    }
-    root.present()?;
-    Ok(())
+    svg(SIZE, |root| {
+        let title = format!("Sparse patterns against dense causal attention ({adapter})");
+        let root = root.titled(&title, ("sans-serif", 18))?;
+        let panels = root.split_evenly((2, layers.len().max(1)));
+        for (column, layer) in layers.iter().enumerate() {
+            let of_layer = || rows.iter().filter(|row| row.layer == *layer);
+            let error = format!("{layer}: relative error of the output");
+            let points = of_layer().map(|row| (row.pattern, row.density, row.relative_error));
+            panel(&panels[column], &error, &points.collect::<Vec<_>>())?;
+            let mass = format!("{layer}: attention mass covered");
+            let points = of_layer().map(|row| (row.pattern, row.density, row.mass));
+            panel(&panels[layers.len() + column], &mass, &points.collect::<Vec<_>>())?;
+        }
+        Ok(())
+    })
 }
 
 /// One panel: a line for each pattern through its points `(pattern, density, value)`.
-fn panel(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    title: &str,
-    points: &[(&str, f64, f64)],
-) -> Drawn {
+fn panel(area: &Area<'_>, title: &str, points: &[(&str, f64, f64)]) -> Drawn {
     let most = |pick: fn(&(&str, f64, f64)) -> f64| points.iter().map(pick).fold(0.0, f64::max);
     let (right, top) = (most(|point| point.1) * 1.05, (most(|point| point.2) * 1.05).max(0.01));
     let mut chart = ChartBuilder::on(area)
