@@ -11,7 +11,10 @@ use crate::bench::sweep::Family;
 use crate::bench::tables::significant;
 use crate::plot::{COLOURS, svg};
 
-const SIZE: (u32, u32) = (640, 420);
+const SIZE: (u32, u32) = (840, 420);
+
+/// The width of the names beside the chart.
+const LEGEND: u32 = 250;
 
 /// A named line through points, ascending in x.
 struct Series {
@@ -31,7 +34,7 @@ pub fn time_over_length(rows: &[Row], family: Family) -> Result<Option<String>> 
         return Ok(None);
     }
     let title = format!("{}: time", family.name());
-    chart(&title, ["queries and keys", "ms"], SeriesLabelPosition::UpperLeft, &series).map(Some)
+    chart(&title, ["queries and keys", "ms"], &series).map(Some)
 }
 
 /// What each case reached, under the device's ceilings.
@@ -66,7 +69,7 @@ pub fn roofline(rows: &[Row], ceilings: &Ceilings) -> Result<Option<String>> {
         });
     }
     let axes = ["FLOP per byte of inputs and outputs", "TFLOP/s"];
-    chart("roofline", axes, SeriesLabelPosition::LowerRight, &series).map(Some)
+    chart("roofline", axes, &series).map(Some)
 }
 
 /// How much faster lists of keys are than dense attention with the same tiles.
@@ -92,7 +95,7 @@ pub fn speed_over_density(rows: &[Row]) -> Result<Option<String>> {
     let points = vec![(least, 1.0 / least), (1.0, 1.0)];
     series.push(Series { name: "1 / density".into(), points, is_line: true, is_bound: true });
     let axes = ["share of the keys that are visited", "dense time / time"];
-    chart("lists of keys against dense", axes, SeriesLabelPosition::UpperRight, &series).map(Some)
+    chart("lists of keys against dense", axes, &series).map(Some)
 }
 
 /// A line for each name.
@@ -126,17 +129,13 @@ fn name_of(row: &Row, over_density: bool) -> String {
     words.join(" ")
 }
 
-/// A chart with logarithmic axes.
-fn chart(
-    title: &str,
-    [x_name, y_name]: [&str; 2],
-    empty_corner: SeriesLabelPosition,
-    series: &[Series],
-) -> Result<String> {
+/// A chart with logarithmic axes, and what its lines are called beside it.
+fn chart(title: &str, [x_name, y_name]: [&str; 2], series: &[Series]) -> Result<String> {
     let all = || series.iter().flat_map(|series| &series.points);
     let (x, y) = (extent(all().map(|point| point.0)), extent(all().map(|point| point.1)));
     svg(SIZE, |area| {
-        let mut chart = ChartBuilder::on(area)
+        let (left, right) = area.split_horizontally(SIZE.0 - LEGEND);
+        let mut chart = ChartBuilder::on(&left)
             .caption(title, ("sans-serif", 17))
             .margin(10)
             .x_label_area_size(36)
@@ -148,35 +147,32 @@ fn chart(
             .bold_line_style(BLACK.mix(0.12))
             .x_desc(x_name)
             .y_desc(y_name)
+            .x_labels(6)
             .x_label_formatter(&tick)
             .y_label_formatter(&tick)
             .label_style(("sans-serif", 13))
             .draw()?;
-        for (series, colour) in series.iter().zip(COLOURS.into_iter().cycle()) {
-            let (style, name) = match series.is_bound {
-                true => (BLACK.mix(0.45).stroke_width(1), series.name.as_str()),
-                false => (colour.stroke_width(2), series.name.as_str()),
+        for (index, series) in series.iter().enumerate() {
+            let colour = COLOURS[index % COLOURS.len()];
+            let style = match series.is_bound {
+                true => BLACK.mix(0.45).stroke_width(1),
+                false => colour.stroke_width(2),
             };
             if series.is_line {
                 chart.draw_series(LineSeries::new(series.points.iter().copied(), style))?;
             }
+            // Colours that come around again are told apart by rings in place of dots.
+            let dot = if index < COLOURS.len() { colour.filled() } else { style };
             if !series.is_bound {
-                let dots = series.points.iter().map(|&at| Circle::new(at, 3, colour.filled()));
-                chart.draw_series(dots)?;
+                chart.draw_series(series.points.iter().map(|&at| Circle::new(at, 3, dot)))?;
             }
-            // A legend belongs to a series: an empty one, so that lines and dots are named alike.
-            chart
-                .draw_series(LineSeries::new(std::iter::empty(), style))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+            let y = 46 + 17 * index as i32;
+            right.draw(&PathElement::new([(2, y), (20, y)], style))?;
+            if !series.is_bound {
+                right.draw(&Circle::new((11, y), 3, dot))?;
+            }
+            right.draw(&Text::new(series.name.as_str(), (26, y - 6), ("sans-serif", 13)))?;
         }
-        chart
-            .configure_series_labels()
-            .position(empty_corner)
-            .label_font(("sans-serif", 12))
-            .border_style(BLACK.mix(0.2))
-            .background_style(WHITE.mix(0.85))
-            .draw()?;
         Ok(())
     })
 }
