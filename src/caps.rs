@@ -36,6 +36,18 @@ pub struct Caps {
     pub matrices: Vec<wgpu::CooperativeMatrixProperties>,
 }
 
+/// Whether the browser's device has a feature that wgpu knows natively only.
+#[cfg(target_family = "wasm")]
+fn browser_has(device: &wgpu::Device, feature: &str) -> bool {
+    device.as_webgpu().is_some_and(|device| device.features().has(feature))
+}
+
+/// Natively wgpu knows all features.
+#[cfg(not(target_family = "wasm"))]
+fn browser_has(_: &wgpu::Device, _: &str) -> bool {
+    false
+}
+
 /// What a kernel on matrix units needs of the device.
 const MATRIX_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SUBGROUP_BARRIER);
@@ -61,7 +73,7 @@ impl Caps {
             storage_binding: limits.max_storage_buffer_binding_size,
             buffer: limits.max_buffer_size,
             storage_alignment: limits.min_storage_buffer_offset_alignment,
-            subgroup: has(wgpu::Features::SUBGROUP)
+            subgroup: (has(wgpu::Features::SUBGROUP) || browser_has(device, "subgroups"))
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             shader_f16: has(wgpu::Features::SHADER_F16),
             timestamps: has(wgpu::Features::TIMESTAMP_QUERY),

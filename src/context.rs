@@ -1,4 +1,8 @@
 //! Handles to a device and its queue, and the pipelines compiled on it.
+#![cfg_attr(
+    target_family = "wasm",
+    allow(clippy::arc_with_non_send_sync, reason = "natively the same handles cross threads")
+)]
 
 use std::borrow::Cow;
 use std::collections::HashMap;

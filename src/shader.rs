@@ -120,7 +120,9 @@ impl Source {
     ) -> Self {
         let mut head = String::new();
         if header.subgroups && target == Target::Web {
-            head.push_str("enable subgroups;\n");
+            // Lanes that shuffle own a row together and so stand under the same conditions, which
+            // a browser's analysis, knowing workgroups alone, cannot see.
+            head.push_str("enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n");
         }
         if header.matrices {
             // Matrix operations stand under conditions that are uniform in a subgroup only.

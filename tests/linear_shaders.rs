@@ -1,6 +1,8 @@
 //! Every kernel of linear attention, composed without a GPU: validated by naga, translated to what
 //! Vulkan, Metal and DX12 take, and within the workgroup memory of the device it is for.
 
+mod common;
+
 use std::collections::HashSet;
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -116,6 +118,12 @@ fn every_shader_compiles_for_every_platform_and_fits_its_device() {
         assert!(threads <= caps.workgroup_invocations, "{name}: {threads}");
     }
     assert!(seen.len() > 200, "only {} distinct shaders", seen.len());
+}
+
+#[test]
+fn web_shaders_are_left_for_the_browser() {
+    let sources = sources();
+    common::write_web_shaders("linear", sources.iter().map(|(_, _, web)| web));
 }
 
 /// Lengths, heads, numbers and documents share pipelines.

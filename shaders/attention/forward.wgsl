@@ -135,8 +135,9 @@ fn attend(group: u32, thread: u32) {
             let full = is_full(&walk, range, first, end)
                 && (!MODIFIED || (params.bias_dtype == 0u && params.key_bias_at == ABSENT));
 
-            // scores [ROWS, COLS] of this thread
-            var scores: array<f32, ROWS * COLS>;
+            // scores [ROWS, COLS] of this thread; zero by hand, since Chromium zeroes a bare declaration
+            // inside a loop once only
+            var scores = array<f32, ROWS * COLS>();
             for (var chunk = 0u; chunk < CHUNKS; chunk++) {
                 workgroupBarrier();
                 if (!QUERY_RESIDENT) {

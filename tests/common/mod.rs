@@ -9,7 +9,7 @@ use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
 use wgpu_attention::{
     Alignment, Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, KeyList,
-    Output, Outputs, Plan, Shape, Variant, View, pack_mask, wgpu,
+    Output, Outputs, Plan, Shape, Source, Variant, View, pack_mask, wgpu,
 };
 
 /// Turns a missing adapter from a loud skip into a failure.
@@ -88,6 +88,20 @@ pub fn conformance(context: &Context, suite: &str, passed: usize, total: usize) 
         Ok(()) => eprint!("{line}"),
         Err(error) => eprintln!("{} (not recorded: {error})", line.trim_end()),
     }
+}
+
+/// Leaves distinct shaders where the tests of the web package find them: a browser's compiler knows rules that
+/// naga does not, uniformity above all.
+pub fn write_web_shaders<'a>(family: &str, sources: impl Iterator<Item = &'a Source>) {
+    let mut seen = std::collections::HashSet::new();
+    let shaders: Vec<_> = sources
+        .filter(|source| seen.insert(source.wgsl()))
+        .map(|source| serde_json::json!({ "label": source.label(), "wgsl": source.wgsl() }))
+        .collect();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("web");
+    let file = folder.join(format!("{family}.json"));
+    std::fs::create_dir_all(&folder).expect("the target folder is ours");
+    std::fs::write(&file, serde_json::Value::from(shaders).to_string()).expect("as is the file");
 }
 
 /// A reproducible stream of numbers (splitmix64).

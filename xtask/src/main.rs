@@ -1,7 +1,7 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask gpu-bundle`,
-//! `cargo xtask conformance` and `cargo xtask ci`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask web`,
+//! `cargo xtask gpu-bundle`, `cargo xtask conformance` and `cargo xtask ci`.
 //!
-//! The first two are all that a new machine needs besides Rust: each finds out what the machine lacks and
+//! The first three are all that a new machine needs besides Rust: each finds out what the machine lacks and
 //! installs it where it may ([`setup`]). Exit status: 0 if all is well, 1 for a failed step, 2 if
 //! something is missing that could not be installed; `bench` otherwise ends with the program's own status.
 //! xtask itself writes to stderr alone, so that `bench -- --json` can be piped.
@@ -12,6 +12,8 @@ mod found;
 mod packages;
 mod setup;
 mod steps;
+mod wasm;
+mod web;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -65,6 +67,13 @@ enum Task {
         #[arg(long)]
         all: bool,
     },
+    /// Install what is missing, build the package for browsers, and serve the demo page.
+    Web {
+        #[command(flatten)]
+        options: Options,
+        #[command(flatten)]
+        mode: web::Mode,
+    },
     /// Run every check that a change must pass, and stop at the first that fails.
     Ci {
         #[command(flatten)]
@@ -87,7 +96,8 @@ fn main() -> ExitCode {
         Task::Bench { options, args } => bench(&options, &args),
         Task::GpuBundle { output } => gpu_bundle(output),
         Task::Conformance { options, driver, all } => write_conformance(&options, driver, all),
-        Task::Ci { options } => ci(&options),
+        Task::Web { options, mode } => timed(|steps| web::run(steps, &options, mode)),
+        Task::Ci { options } => timed(|steps| ci_steps(steps, &options)),
     };
     match outcome {
         Ok(code) => code,
@@ -106,10 +116,7 @@ fn in_ci() -> bool {
 fn test(options: &Options, driver: Option<Driver>, args: &[OsString]) -> Result<ExitCode, Stop> {
     let strict = in_ci();
     let runs = setup::ready(options, &setup::wanted(&options.found(), driver, strict))?;
-    let mut steps = Steps::default();
-    let outcome = test_runs(&mut steps, &runs, args, strict);
-    steps.summarise();
-    outcome.map(|()| ExitCode::SUCCESS)
+    timed(|steps| test_runs(steps, &runs, args, strict))
 }
 
 /// Runs the tests once per driver, from the same binaries.
@@ -180,9 +187,10 @@ fn gpu_bundle(output: Option<PathBuf>) -> Result<ExitCode, Stop> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ci(options: &Options) -> Result<ExitCode, Stop> {
+/// Does steps and prints their times.
+fn timed(task: impl FnOnce(&mut Steps) -> Result<(), Stop>) -> Result<ExitCode, Stop> {
     let mut steps = Steps::default();
-    let outcome = ci_steps(&mut steps, options);
+    let outcome = task(&mut steps);
     steps.summarise();
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -209,7 +217,8 @@ fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
     )?;
     conformance::forget()?;
     test_runs(steps, &runs, &[], true)?;
-    steps.time("conformance", conformance::check)
+    steps.time("conformance", conformance::check)?;
+    web::run(steps, options, web::Mode::CHECK)
 }
 
 /// The published package is useless without the shaders that the library includes.

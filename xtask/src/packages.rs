@@ -12,6 +12,10 @@ pub enum Part {
     Lavapipe,
     /// Chromium's software driver.
     SwiftShader,
+    /// Node and its package manager.
+    Node,
+    /// A browser of Chromium's family.
+    Browser,
 }
 
 impl Part {
@@ -21,6 +25,8 @@ impl Part {
             Self::Loader => "the Vulkan loader (libvulkan.so.1)",
             Self::Lavapipe => "a Vulkan driver such as lavapipe",
             Self::SwiftShader => "SwiftShader",
+            Self::Node => "Node and npm",
+            Self::Browser => "Chromium or Chrome",
         }
     }
 }
@@ -37,6 +43,8 @@ pub struct Family {
     loader: &'static str,
     lavapipe: &'static str,
     swiftshader: Option<&'static str>,
+    node: &'static str,
+    browser: Option<&'static str>,
 }
 
 const APT: &str = "sudo apt-get update && sudo apt-get install --no-install-recommends";
@@ -52,6 +60,8 @@ const FAMILIES: [Family; 4] = [
         lavapipe: "mesa-vulkan-drivers",
         // The browser itself is in `chromium`, which is four times the size and not needed.
         swiftshader: Some("chromium-common"),
+        node: "npm",
+        browser: Some("chromium"),
     },
     Family {
         name: "Ubuntu",
@@ -62,6 +72,8 @@ const FAMILIES: [Family; 4] = [
         lavapipe: "mesa-vulkan-drivers",
         // Chromium is a snap there, which keeps its files to itself.
         swiftshader: None,
+        node: "npm",
+        browser: None,
     },
     Family {
         name: "Fedora",
@@ -71,6 +83,8 @@ const FAMILIES: [Family; 4] = [
         loader: "vulkan-loader",
         lavapipe: "mesa-vulkan-drivers",
         swiftshader: None,
+        node: "nodejs-npm",
+        browser: Some("chromium"),
     },
     Family {
         name: "Arch",
@@ -80,6 +94,8 @@ const FAMILIES: [Family; 4] = [
         loader: "vulkan-icd-loader",
         lavapipe: "vulkan-swrast",
         swiftshader: Some("chromium"),
+        node: "npm",
+        browser: Some("chromium"),
     },
 ];
 
@@ -106,6 +122,8 @@ impl Family {
             Part::Loader => Some(self.loader),
             Part::Lavapipe => Some(self.lavapipe),
             Part::SwiftShader => self.swiftshader,
+            Part::Node => Some(self.node),
+            Part::Browser => self.browser,
         };
         parts.iter().filter_map(package).collect()
     }

@@ -128,6 +128,25 @@ pub fn ready(options: &Options, wants: &[Want]) -> Result<Vec<Run>, Stop> {
     Ok(there.into_iter().map(run).collect())
 }
 
+/// Installs programs, as far as it may.
+pub fn install_tools(options: &Options, parts: &[Part]) {
+    if !options.no_install && !parts.is_empty() {
+        install(Family::of(&below(&options.root, "/etc/os-release")), parts);
+    }
+}
+
+/// What to tell the user about programs that are not there.
+pub fn tools_advice(parts: &[Part]) -> String {
+    let names: Vec<&str> = parts.iter().map(|part| part.name()).collect();
+    let lead = format!("the page cannot be built or tested without {}", names.join(" and "));
+    match Family::of(Path::new("/etc/os-release")) {
+        Some(family) if family.packages(parts).len() == parts.len() => {
+            format!("{lead}; this installs it:\n    {}", family.command(&family.packages(parts)))
+        }
+        _ => format!("{lead}; install it from its own site"),
+    }
+}
+
 /// Runs the package manager for what it has of `parts`; false if there was nothing that it could do.
 fn install(family: Option<&Family>, parts: &[Part]) -> bool {
     let Some(family) = family.filter(|family| family.unattended) else { return false };

@@ -1,0 +1,141 @@
+//! What plans of both families share: bindings, outputs, verdicts.
+
+use js_sys::{Object, Reflect};
+use wasm_bindgen::prelude::*;
+use wgpu_attention::attention::tolerance::Comparison;
+use wgpu_attention::{DType, Error, View};
+
+use crate::buffer::{Buffer, typed};
+use crate::context::Context;
+use crate::error::{refuse, thrown};
+use crate::options::Options;
+
+/// A plan bound to buffers.
+#[wasm_bindgen]
+pub struct Bound {
+    context: Context,
+    bound: wgpu_attention::Bound,
+    results: Results,
+}
+
+#[wasm_bindgen]
+impl Bound {
+    /// Computes, as often as asked, and resolves when the device is done.
+    pub async fn run(&self, times: Option<u32>) -> Result<(), JsValue> {
+        self.context.alive()?;
+        let library = self.context.library().clone();
+        let (context, bound) = (self.context.clone(), self.bound.clone());
+        if let Some(more) = times.unwrap_or(1).checked_sub(1) {
+            let mut encoder = library.device().create_command_encoder(&Default::default());
+            (0..more).for_each(|_| bound.encode(&mut encoder));
+            library.queue().submit([encoder.finish()]);
+            library.run(&bound).await.map_err(thrown)?;
+        }
+        context.alive()
+    }
+
+    /// The output.
+    #[wasm_bindgen(getter)]
+    pub fn out(&self) -> Option<Buffer> {
+        self.results.list.first().map(|result| result.buffer.clone())
+    }
+}
+
+impl Bound {
+    pub fn new(context: &Context, bound: wgpu_attention::Bound, results: Results) -> Self {
+        Self { context: context.clone(), bound, results }
+    }
+}
+
+/// The outputs of a call, the main one first.
+#[derive(Default)]
+pub struct Results {
+    list: Vec<Output>,
+}
+
+struct Output {
+    name: &'static str,
+    shape: [u32; 4],
+    buffer: Buffer,
+    given: bool,
+}
+
+impl Results {
+    /// Adds an output: the caller's buffer, named by the second name, or one of its own.
+    pub fn add(
+        &mut self,
+        context: &Context,
+        options: &Options,
+        (name, option): (&'static str, &str),
+        (shape, kind): ([u32; 4], DType),
+    ) -> Result<(), JsValue> {
+        let given = options.get(option).map(|value| {
+            Buffer::existing(&value).filter(|buffer| buffer.kind == kind).ok_or_else(|| {
+                thrown(refuse(option, format!("a Buffer of {kind}"), crate::error::shown(&value)))
+            })
+        });
+        let (buffer, given) = match given {
+            Some(buffer) => (buffer?, true),
+            None => {
+                let count: u64 = shape.iter().map(|&n| u64::from(n)).product();
+                let allowed = context.library().caps().buffer;
+                if count.saturating_mul(kind.size()) > allowed {
+                    return Err(thrown(Error::Limit {
+                        what: format!("output `{name}` of shape {shape:?}, bytes"),
+                        limit: "maxBufferSize",
+                        needed: count.saturating_mul(kind.size()),
+                        allowed,
+                    }));
+                }
+                (Buffer::empty(context.library(), kind, count as usize), false)
+            }
+        };
+        self.list.push(Output { name, shape, buffer, given });
+        Ok(())
+    }
+
+    /// Adds an output that is an input too.
+    pub fn add_buffer(&mut self, name: &'static str, shape: [u32; 4], buffer: Buffer, given: bool) {
+        self.list.push(Output { name, shape, buffer, given });
+    }
+
+    pub fn view(&self, name: &str, packed: bool) -> Result<View<'_>, Error> {
+        let found = self.list.iter().find(|result| result.name == name);
+        let found = found.ok_or_else(|| refuse(name, "an output", "none"))?;
+        found.buffer.tensor(name, found.shape, packed)
+    }
+
+    /// The results for JavaScript: the one, or all by name; buffers for `on_device` and where the
+    /// caller gave some, typed arrays otherwise.
+    pub async fn hand_out(&self, context: &Context, on_device: bool) -> Result<JsValue, JsValue> {
+        let object = Object::new();
+        for Output { name, buffer, given, .. } in &self.list {
+            let value = if on_device || *given {
+                JsValue::from(buffer.clone())
+            } else {
+                let shape = [1, 1, 1, buffer.elements as u32];
+                let view = View::new(&buffer.raw, buffer.kind, shape);
+                let numbers = context.library().read(view).await.map_err(thrown)?;
+                buffer.destroy();
+                typed(&numbers, buffer.kind)
+            };
+            if self.list.len() == 1 {
+                return Ok(value);
+            }
+            Reflect::set(&object, &(*name).into(), &value)?;
+        }
+        Ok(object.into())
+    }
+}
+
+/// What a comparison found, for JavaScript.
+pub fn verdict(found: &Comparison) -> Result<JsValue, JsValue> {
+    let object = Object::new();
+    let set = |name: &str, value: JsValue| Reflect::set(&object, &name.into(), &value);
+    set("ok", found.ok.into())?;
+    set("maxAbs", found.max_abs.into())?;
+    set("bound", found.bound.into())?;
+    set("relative", found.relative.into())?;
+    set("worstIndex", (found.worst_index as f64).into())?;
+    Ok(object.into())
+}

@@ -1,0 +1,204 @@
+//! The keys axis: patterns, lists, and the oracle.
+
+use js_sys::{Object, Reflect, Uint32Array};
+use wasm_bindgen::prelude::*;
+use wgpu_attention::{
+    Arrays, Attention, DType, Error, Inputs, KeyList, Keys, ListHeads, Lists, Outputs, Pattern,
+    keys::Source,
+};
+
+use crate::attention::{Tensors, natural};
+use crate::buffer::Buffer;
+use crate::config::{self, ATTENTION, COMMON, Side};
+use crate::context::Context;
+use crate::error::{refuse, thrown};
+use crate::options::Options;
+
+const SPARSE: &[&str] =
+    &["pattern", "offsets", "entries", "oracle", "blockQ", "blockK", "perBatch", "heads"];
+
+const HEADS: [(&str, ListHeads); 3] =
+    [("shared", ListHeads::Shared), ("key", ListHeads::KeyHead), ("query", ListHeads::QueryHead)];
+
+/// Which keys are visited, resolved for one configuration.
+pub enum Choice {
+    Dense,
+    List(KeyList),
+    Pattern(Box<Source>),
+}
+
+impl Choice {
+    /// Reads the option `sparse`; an oracle is asked of the device first.
+    pub fn read(options: &Options, attention: &Attention, side: &Side) -> Result<Self, Error> {
+        let Some(value) = options.get("sparse") else { return Ok(Self::Dense) };
+        if let Some(text) = value.as_string() {
+            let source = text.parse::<Pattern>()?.source(attention, &side.arrays(), (64, 64))?;
+            return Ok(Self::Pattern(Box::new(source)));
+        }
+        let options = Options::new(&value, "sparse", &[SPARSE])?;
+        let (block_q, block_k) = blocks(&options)?;
+        if let Some(text) = options.text("pattern")? {
+            let pattern = text.parse::<Pattern>()?;
+            let block = (block_q, block_k.unwrap_or(64));
+            let source = pattern.source(attention, &side.arrays(), block)?;
+            return Ok(Self::Pattern(Box::new(source)));
+        }
+        let (Some(offsets), Some(entries)) =
+            (options.counts("offsets")?, options.counts("entries")?)
+        else {
+            let expected = "a pattern, a list of offsets and entries, or in a call an oracle";
+            return Err(refuse("sparse", expected, "none of them"));
+        };
+        let heads = options.word("heads", &HEADS)?.unwrap_or(ListHeads::Shared);
+        let lists = Lists { per_batch: options.flag("perBatch")?, heads };
+        let keys = match block_k {
+            Some(block_k) => Keys::Blocks { block_q, block_k, lists },
+            None => Keys::Indices { block_q, lists },
+        };
+        Ok(Self::List(KeyList::new(keys, &attention.shape, offsets, entries)?))
+    }
+
+    /// The configuration that visits these keys.
+    pub fn apply(&self, attention: Attention) -> Attention {
+        match self {
+            Self::Dense => attention,
+            Self::List(list) => attention.with_keys(list.keys),
+            Self::Pattern(source) => source.apply(&attention),
+        }
+    }
+
+    /// The side arrays with the list among them.
+    pub fn arrays<'a>(&'a self, side: &'a Side) -> Arrays<'a> {
+        match self {
+            Self::Dense => side.arrays(),
+            Self::List(list) => list.arrays(side.arrays()),
+            Self::Pattern(source) => source.arrays(side.arrays()),
+        }
+    }
+
+    /// The share of the keys that is visited, on average over queries.
+    pub fn density(&self, attention: &Attention) -> f64 {
+        match self {
+            Self::Dense => 1.0,
+            Self::List(list) => list.density(&attention.shape),
+            Self::Pattern(source) => source.list.density(&attention.shape),
+        }
+    }
+}
+
+fn blocks(options: &Options) -> Result<(u32, Option<u32>), Error> {
+    Ok((options.count("blockQ")?.unwrap_or(64), options.count("blockK")?))
+}
+
+/// The density of the oracle that `sparse` asks for, with its block sizes.
+pub fn oracle(options: &Options) -> Result<Option<(f64, u32, u32)>, Error> {
+    let Some(value) = options.get("sparse").filter(|value| value.is_object()) else {
+        return Ok(None);
+    };
+    let options = Options::new(&value, "sparse", &[SPARSE])?;
+    let (block_q, block_k) = blocks(&options)?;
+    let density = options.number("oracle")?;
+    if let Some(density) = density.filter(|d| !(*d > 0.0 && *d <= 1.0)) {
+        return Err(refuse("oracle", "a share of blocks above 0, up to 1", density.to_string()));
+    }
+    Ok(density.map(|density| (density, block_q, block_k.unwrap_or(64))))
+}
+
+/// The blocks that hold most of the weights, found by computing all weights.
+pub async fn best(
+    context: &Context,
+    (attention, side): (&Attention, &Side),
+    tensors: &Tensors,
+    (density, block_q, block_k): (f64, u32, u32),
+) -> Result<KeyList, JsValue> {
+    let mut summed = attention.clone().with_block_sums(block_q, block_k);
+    summed.keys = Keys::Dense;
+    let shape = attention.shape;
+    let plan = summed.plan(context.library()).await.map_err(thrown)?;
+    let blocks = [shape.query_len.div_ceil(block_q), shape.key_len.div_ceil(block_k)];
+    let sizes = [shape.batch, shape.query_heads, blocks[0], blocks[1]];
+    let count = sizes.iter().map(|&n| n as usize).product();
+    let sums = Buffer::empty(context.library(), DType::F32, count);
+    let view = sums.tensor("sums", sizes, false).map_err(thrown)?;
+    let [query, key, value] = tensors.views(&shape).map_err(thrown)?;
+    let mut inputs = Inputs::new(query, key, value).with_arrays(side.arrays());
+    inputs.bias = tensors.bias_view(attention).map_err(thrown)?;
+    let bound = plan.bind(&inputs, &Outputs::scores(view)).map_err(thrown)?;
+    context.library().run(&bound).await.map_err(thrown)?;
+    let numbers = context.library().read(view).await.map_err(thrown)?;
+    sums.destroy();
+    let list = KeyList::from_mask(attention, &side.arrays(), (block_q, block_k)).map_err(thrown)?;
+    list.top_blocks(&shape, &numbers, density).map_err(thrown)
+}
+
+#[wasm_bindgen]
+impl Context {
+    /// The list of the blocks that hold most of the weights.
+    #[wasm_bindgen(unchecked_return_type = "KeyList")]
+    pub async fn oracle(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "OracleCall")] options: JsValue,
+    ) -> Result<JsValue, JsValue> {
+        self.alive()?;
+        let own = ["q", "k", "v", "density", "blockQ", "blockK"];
+        let read = || -> Result<_, Error> {
+            let options = Options::new(&options, "options", &[COMMON, ATTENTION, &own])?;
+            let (attention, side) = config::attention(&options, natural(&options))?;
+            let (block_q, block_k) = blocks(&options)?;
+            let density = options.number("density")?.unwrap_or(0.1);
+            Ok((attention, side, (density, block_q, block_k.unwrap_or(64)), options))
+        };
+        let (attention, side, choice, options) = read().map_err(thrown)?;
+        let tensors = Tensors::take(self, &options, &attention)?;
+        let list = best(self, (&attention, &side), &tensors, choice).await;
+        tensors.release();
+        exported(&list?)
+    }
+}
+
+/// A list as JavaScript sees it.
+fn exported(list: &KeyList) -> Result<JsValue, JsValue> {
+    let object = Object::new();
+    let set = |name: &str, value: JsValue| Reflect::set(&object, &name.into(), &value);
+    set("offsets", Uint32Array::from(list.offsets.as_slice()).into())?;
+    set("entries", Uint32Array::from(list.entries.as_slice()).into())?;
+    set("blockQ", list.keys.block_q().unwrap_or(1).into())?;
+    if matches!(list.keys, Keys::Blocks { .. }) {
+        set("blockK", list.keys.block_k().into())?;
+    }
+    let lists = list.keys.lists();
+    set("perBatch", lists.per_batch.into())?;
+    let heads = HEADS.iter().find(|(_, heads)| *heads == lists.heads);
+    set("heads", heads.map_or("shared", |(name, _)| name).into())?;
+    Ok(object.into())
+}
+
+/// Which pairs of one head count, list and mask both: 1 or 0 for each, `[len, keyLen]`.
+#[wasm_bindgen(unchecked_return_type = "Uint8Array")]
+pub fn pairs(
+    #[wasm_bindgen(unchecked_param_type = "AttentionOptions")] options: JsValue,
+    head: Option<u32>,
+    batch: Option<u32>,
+) -> Result<Vec<u8>, JsValue> {
+    let (head, batch) = (head.unwrap_or(0), batch.unwrap_or(0));
+    let read = || -> Result<_, Error> {
+        let options = Options::new(&options, "options", &[COMMON, ATTENTION])?;
+        let (attention, side) = config::attention(&options, None)?;
+        let choice = Choice::read(&options, &attention, &side)?;
+        let attention = choice.apply(attention);
+        attention.validate()?;
+        let arrays = choice.arrays(&side);
+        let shape = attention.shape;
+        let masks = wgpu_attention::MaskRows::new(&attention, &arrays)?;
+        let lists = wgpu_attention::KeyRows::new(&attention, &arrays)?;
+        let mut kept = Vec::new();
+        for query in 0..shape.query_len {
+            let (mask, list) = (masks.row(batch, query), lists.row(batch, head, query));
+            kept.extend(
+                (0..shape.key_len).map(|key| u8::from(list.contains(key) && mask.keeps(head, key))),
+            );
+        }
+        Ok(kept)
+    };
+    read().map_err(thrown)
+}

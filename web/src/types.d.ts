@@ -1,0 +1,180 @@
+/** Element type of queries, keys, values and output; sums are f32 throughout. */
+export type DType = "f32" | "f16" | "bf16";
+
+/** `Float32Array` for f32; `Float16Array` where the browser has it, else the bits in a `Uint16Array`, for f16; bits for bf16. */
+export type TypedArray = Float32Array | Uint16Array | (typeof globalThis extends { Float16Array: { prototype: infer T } } ? T : never);
+
+/** Numbers on the host, rounded to the dtype where they are wider. */
+export type TensorData = TypedArray;
+
+/** A tensor: numbers on the host, or a `Buffer` of the same context. */
+export type Tensor = TensorData | Buffer;
+
+/** `[batch, heads, len, dim]`, or the sizes by name; what is left out is as for the queries. */
+export type Shape =
+  | readonly [batch: number, heads: number, len: number, dim: number]
+  | {
+      batch?: number;
+      heads: number;
+      /** Divides `heads`. */
+      keyHeads?: number;
+      valueHeads?: number;
+      len: number;
+      keyLen?: number;
+      headDim: number;
+      valueDim?: number;
+    };
+
+export interface ContextOptions {
+  powerPreference?: "high-performance" | "low-power";
+  /** Features not to ask for: `"subgroups"`, `"shader-f16"`, `"timestamp-query"`. */
+  without?: string[];
+}
+
+interface Common {
+  shape: Shape;
+  /** That of `q` unless given; of a plan `"f32"`. */
+  dtype?: DType;
+  /** How tensors lie in memory; `"batch,heads,len,dim"` unless given. */
+  layout?: "batch,heads,len,dim" | "batch,len,heads,dim";
+  /** The factor of the dot products; `1/√headDim` in attention, 1 in linear attention. */
+  scale?: number;
+}
+
+/** The keys that blocks of `blockQ` queries visit: rows of ascending first keys, in compressed sparse rows. */
+export interface KeyList {
+  offsets: Uint32Array | number[];
+  entries: Uint32Array | number[];
+  /** A multiple of 16. */
+  blockQ: number;
+  /** 16, 32, 64 or 128 keys to an entry; single keys where it is left out. */
+  blockK?: number;
+  perBatch?: boolean;
+  heads?: "shared" | "key" | "query";
+}
+
+/**
+ * A pattern such as `"sink(4) + window(1020)"`, `"strided(16)"`, `"dilated(64,4)"`, `"global(2)"`,
+ * `"random(density=0.1, seed=7)"`, `"bigbird(window=3, global=2, random=3)"`; or a list.
+ */
+export type Sparse = string | { pattern: string; blockQ?: number; blockK?: number } | KeyList;
+
+export interface AttentionOptions extends Common {
+  /** `"causal & (window(255,0) | sink(4))"`; words are joined by `&` and `|`. */
+  mask?: string;
+  /** Where the queries stand among the keys: at their end, at their start, or offsets per batch entry. */
+  positions?: "bottom-right" | "top-left" | Int32Array | number[];
+  softcap?: number;
+  activation?: "softmax" | "sigmoid";
+  /** `−ln keyLen` unless given. */
+  sigmoidBias?: number;
+  /** A bias per pair, `[batch | 1, heads | 1, len, keyLen]`. A plan takes note of its dtype and size. */
+  bias?: Tensor;
+  lse?: boolean;
+  /** Hands out the scores instead, f32 `[batch, heads, len, keyLen]`. */
+  scores?: "scaled" | "modified" | "masked" | "probabilities";
+  /** Hands out the weights summed over blocks of `[queries, keys]`. */
+  blockSums?: readonly [number, number];
+  sparse?: Sparse;
+  /** A kernel, instead of the first that supports the configuration. */
+  variant?: "subgroup" | "tiled" | "scores" | "block_sums";
+  queryStarts?: Uint32Array | number[];
+  keyStarts?: Uint32Array | number[];
+  keyLengths?: Uint32Array | number[];
+  queryRoles?: Uint32Array | number[];
+  keyRoles?: Uint32Array | number[];
+  roleTable?: Uint32Array | number[];
+  treeBits?: Uint32Array | number[];
+  /** 1 or 0 for each pair, `[batch | 1, heads | 1, len, keyLen]`. */
+  denseMask?: Uint8Array | number[];
+  alibiSlopes?: Float32Array | number[];
+  keyBias?: Float32Array | number[];
+}
+
+export interface AttentionTensors<T extends Tensor = Tensor> {
+  /** `[batch, heads, len, headDim]`. */
+  q: T;
+  /** `[batch, keyHeads, keyLen, headDim]`. */
+  k: T;
+  /** `[batch, valueHeads, keyLen, valueDim]`. */
+  v: T;
+  bias?: T;
+  /** Where the result goes; a new buffer or array unless given. */
+  out?: Buffer;
+  lseOut?: Buffer;
+}
+
+export type AttentionBuffers = AttentionTensors<Buffer>;
+
+export type AttentionCall<T extends Tensor = Tensor> = Omit<AttentionOptions, "bias" | "sparse"> &
+  AttentionTensors<T> & {
+    /** A pattern, a list, or the share of blocks that an oracle chooses by all weights. */
+    sparse?: Sparse | { oracle: number; blockQ?: number; blockK?: number };
+  };
+
+export type OracleCall = Omit<AttentionOptions, "bias" | "sparse"> &
+  Pick<AttentionTensors, "q" | "k" | "v" | "bias"> & { density?: number; blockQ?: number; blockK?: number };
+
+export interface LinearOptions extends Common {
+  rule?: "decay" | "gated" | "delta" | "gated-delta";
+  /** Whether gates are `[batch, keyHeads, len, 1]` or `[…, headDim]`. */
+  gatePer?: "token" | "key-dim";
+  featureMap?: "identity" | "silu" | "elu1" | "taylor2";
+  /** The ε of the normaliser; none unless given. */
+  normalize?: number;
+  /** Slopes ≥ 0 per key head: `λ = exp(−slope)`. */
+  decay?: Float32Array | number[];
+  /** Starts of packed documents, and the last one's end. */
+  starts?: Uint32Array | number[];
+  chunk?: number;
+  /** Hands out the state at the end as well. */
+  carry?: boolean;
+  variant?: "chunked" | "recurrent";
+}
+
+export interface LinearTensors<T extends Tensor = Tensor> {
+  q: T;
+  k: T;
+  v: T;
+  /** Logarithms of decay, at most 0. */
+  gate?: T;
+  beta?: T;
+  /** The state to begin with, f32; a `Buffer` is updated in place. A plan for it is made with `state` given. */
+  state?: T;
+  normalizer?: T;
+  out?: Buffer;
+}
+
+export type LinearBuffers = LinearTensors<Buffer>;
+export type LinearCall<T extends Tensor = Tensor> = LinearOptions & LinearTensors<T>;
+
+/** What a comparison with the f64 reference found. */
+export interface Check {
+  ok: boolean;
+  maxAbs: number;
+  /** What `maxAbs` may reach. */
+  bound: number;
+  relative: number;
+  worstIndex: number;
+}
+
+/** Buffers in give a buffer out, arrays an array. */
+type Given<T> = T extends Buffer ? Buffer : TypedArray;
+
+export interface Context {
+  /** Plans and computes. Plans are cached by shader, so that a second call of a kind compiles nothing. */
+  attention<T extends Tensor>(options: AttentionCall<T> & { lse: true }): Promise<{ out: Given<T>; lse: Given<T> }>;
+  attention<T extends Tensor>(options: AttentionCall<T>): Promise<Given<T>>;
+  linear<T extends Tensor>(options: LinearCall<T> & ({ carry: true } | { state: T })): Promise<{ out: Given<T>; state: Given<T>; normalizer?: Given<T> }>;
+  linear<T extends Tensor>(options: LinearCall<T>): Promise<Given<T>>;
+}
+
+export interface AttentionPlan {
+  /** One result, or with `lse` both by name. */
+  run<T extends Tensor>(tensors: AttentionTensors<T>): Promise<Given<T> | { out: Given<T>; lse: Given<T> }>;
+}
+
+export interface LinearPlan {
+  /** One result, or with a state all by name. */
+  run<T extends Tensor>(tensors: LinearTensors<T>): Promise<Given<T> | { out: Given<T>; state: Given<T>; normalizer?: Given<T> }>;
+}
