@@ -29,7 +29,7 @@ impl Context {
     /// Makes a device on the adapter that the browser thinks fastest.
     #[wasm_bindgen(unchecked_return_type = "Context")]
     pub async fn create(
-        #[wasm_bindgen(unchecked_param_type = "ContextOptions")] options: Option<Object>,
+        #[wasm_bindgen(unchecked_optional_param_type = "ContextOptions")] options: Option<Object>,
     ) -> Result<Self, JsValue> {
         let options = options.unwrap_or_default();
         let read = || -> Result<_, Error> {
@@ -135,7 +135,7 @@ impl Context {
     pub fn buffer(
         &self,
         #[wasm_bindgen(unchecked_param_type = "TensorData | number")] data: JsValue,
-        #[wasm_bindgen(unchecked_param_type = "DType")] dtype: Option<String>,
+        #[wasm_bindgen(unchecked_optional_param_type = "DType")] dtype: Option<String>,
     ) -> Result<Buffer, JsValue> {
         let kind = match dtype {
             Some(name) => named(&name).map_err(thrown)?,

@@ -12,7 +12,7 @@ export type Tensor = TensorData | Buffer;
 
 /** `[batch, heads, len, dim]`, or the sizes by name; what is left out is as for the queries. */
 export type Shape =
-  | readonly [batch: number, heads: number, len: number, dim: number]
+  | readonly number[]
   | {
       batch?: number;
       heads: number;
@@ -170,11 +170,11 @@ export interface Context {
 }
 
 export interface AttentionPlan {
-  /** One result, or with `lse` both by name. */
-  run<T extends Tensor>(tensors: AttentionTensors<T>): Promise<Given<T> | { out: Given<T>; lse: Given<T> }>;
+  /** The one result; of a plan with `lse`, `{ out, lse }`. */
+  run<T extends Tensor, R = Given<T>>(tensors: AttentionTensors<T>): Promise<R>;
 }
 
 export interface LinearPlan {
-  /** One result, or with a state all by name. */
-  run<T extends Tensor>(tensors: LinearTensors<T>): Promise<Given<T> | { out: Given<T>; state: Given<T>; normalizer?: Given<T> }>;
+  /** The one result; of a plan that carries a state, `{ out, state, normalizer? }`. */
+  run<T extends Tensor, R = Given<T>>(tensors: LinearTensors<T>): Promise<R>;
 }
