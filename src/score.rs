@@ -15,9 +15,10 @@ pub struct Score {
     pub softcap: Option<f32>,
     /// Adds `−slope[h] · |i' − j|` with a slope per query head (Press et al., 2021).
     pub alibi: bool,
-    /// Adds a number per key.
+    /// Adds a number per key; −∞ masks the key.
     pub key_bias: Option<Broadcast>,
-    /// Adds a number per pair, of this element type; −∞ masks the pair.
+    /// Adds a number per pair, of this element type; −∞ masks the pair, and so does any number up to
+    /// −5e29, such as the least of f32.
     pub bias: Option<(DType, Broadcast)>,
     /// Lets a logit per query head join the sum that weights are divided by, as a key would that
     /// has no value: the weights of a row then add up to less than 1 (softmax only).

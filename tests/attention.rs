@@ -157,6 +157,30 @@ fn score_modifiers() {
     }
 }
 
+/// The least number of a dtype stands for −∞ in many a mask: it overflows nothing, and in f32 and bf16
+/// it masks.
+#[test]
+fn the_least_numbers_as_biases() {
+    let Some(context) = context() else { return };
+    for (dtype, least) in
+        [(DType::F32, f32::MIN), (DType::BF16, -3.3895314e38), (DType::F16, -65504.0)]
+    {
+        let shared = Broadcast::SHARED;
+        let attention =
+            Attention::new(small(), dtype).with_bias(dtype, shared).with_key_bias(shared);
+        let mut case = Case::new(attention.with_lse(), 21);
+        let key_len = case.attention.shape.key_len as usize;
+        let bias = case.bias.as_mut().expect("asked for");
+        bias.iter_mut().step_by(3).for_each(|x| *x = least);
+        bias[key_len..2 * key_len].fill(least);
+        let keys = case.sides.key_bias.as_mut().expect("asked for");
+        keys.iter_mut().step_by(7).for_each(|x| *x = f32::MIN);
+        case.check(context);
+        let results = case.run(context, wgpu_attention::Variant::Tiled).expect("it runs");
+        assert!(results.out.iter().all(|x| x.is_finite()), "{dtype}");
+    }
+}
+
 #[test]
 fn scores_at_every_stage() {
     let Some(context) = context() else { return };

@@ -1,5 +1,7 @@
 // The score modifiers: softcap, then ALiBi, the bias per key and the bias per pair; and sinks.
 
+const EMPTY_BITS: u32 = 0xf0c9f2cau; // of EMPTY
+
 // The bits of one element of the bias, widened to those of an f32.
 fn bias_bits(element: u32) -> u32 {
     if (params.bias_dtype == 1u) {
@@ -24,6 +26,12 @@ fn sink_of(here: Place) -> f32 {
     return side[params.sinks_at + params.head_base + here.head];
 }
 
+// Whether the bits of a bias say −∞: infinity itself, or any number that means it, as the least finite
+// one, which exporters write for it.
+fn is_empty(bits: u32) -> bool {
+    return bits >= EMPTY_BITS && bits <= 0xff800000u;
+}
+
 // A modified score, given scale · q·k; MASKED where the bias says −∞.
 fn modify(row: ptr<function, Row>, here: Place, key_index: u32, scaled: f32) -> f32 {
     var score = scaled;
@@ -42,7 +50,7 @@ fn modify(row: ptr<function, Row>, here: Place, key_index: u32, scaled: f32) -> 
     if (params.key_bias_at != ABSENT) {
         let line = params.key_bias_at + batch * params.key_bias_batch + head * params.key_bias_head;
         let bits = bitcast<u32>(side[line + key_index]);
-        if (bits == 0xff800000u) {
+        if (is_empty(bits)) {
             return MASKED;
         }
         score += bitcast<f32>(bits);
@@ -51,7 +59,7 @@ fn modify(row: ptr<function, Row>, here: Place, key_index: u32, scaled: f32) -> 
         let line = params.bias.w + here.batch * params.bias.x + here.head * params.bias.y
             + u32((*row).query) * params.bias.z;
         let bits = bias_bits(line + key_index);
-        if (bits == 0xff800000u) {
+        if (is_empty(bits)) {
             return MASKED;
         }
         score += bitcast<f32>(bits);

@@ -4,6 +4,7 @@
 //! the precision the kernels have. The distance between the two is the yardstick of
 //! [`tolerance`](super::tolerance).
 
+use super::tolerance::EMPTY;
 use super::{Activation, Attention, Stage};
 use crate::keys::KeyRows;
 use crate::mask::MaskRows;
@@ -51,8 +52,8 @@ impl<'a> HostInputs<'a> {
 
 /// Attention computed row by row on the host.
 ///
-/// Scores follow [`Score`](crate::Score), masks [`MaskRows`], lists of keys [`KeyRows`]; a bias of −∞, per key or per pair,
-/// masks its pair too. Masked pairs contribute exactly nothing, whatever keys and values hold
+/// Scores follow [`Score`](crate::Score), masks [`MaskRows`], lists of keys [`KeyRows`]; a bias of −∞ (any number
+/// up to [`EMPTY`]), per key or per pair, masks its pair too. Masked pairs contribute exactly nothing, whatever keys and values hold
 /// there. Non-finite numbers reach exactly the rows that keep the key they come from: where a
 /// kept pair's score is not finite, the whole row of `out` is NaN and so is its LSE; where a kept
 /// value is not finite, its column of the row is NaN.
@@ -294,7 +295,7 @@ impl<'a> Reference<'a> {
         if let Some((key_bias, broadcast)) = self.key_bias {
             let row = leading(broadcast, batch, head, shape.query_heads);
             let bias = key_bias[row * shape.key_len as usize + key as usize];
-            if bias == f32::NEG_INFINITY {
+            if f64::from(bias) <= EMPTY {
                 return R::NEG_INFINITY;
             }
             score += R::real(bias.into());
@@ -303,7 +304,7 @@ impl<'a> Reference<'a> {
             let row = leading(broadcast, batch, head, shape.query_heads) * shape.query_len as usize
                 + query as usize;
             let bias = bias[row * shape.key_len as usize + key as usize];
-            if bias == f32::NEG_INFINITY {
+            if f64::from(bias) <= EMPTY {
                 return R::NEG_INFINITY;
             }
             score += R::real(bias.into());
