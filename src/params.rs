@@ -265,6 +265,20 @@ pub struct LinearParams {
     pub padding: u32,
 }
 
+/// Twin of `Params` in `shaders/common/widen.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct WidenParams {
+    /// Elements of the tensor.
+    pub count: u32,
+    /// Keeps the size a multiple of 16 bytes.
+    pub padding_0: u32,
+    /// As `padding_0`.
+    pub padding_1: u32,
+    /// As `padding_0`.
+    pub padding_2: u32,
+}
+
 /// Twin of `Params` in `shaders/common/narrow.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

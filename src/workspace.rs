@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use crate::params::NarrowParams;
+use crate::params::{NarrowParams, WidenParams};
 use crate::plan::{Copy, Step};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::{Array, Context, DType, Error, View};
 
-/// Threads of one workgroup of `common.narrow`.
+/// Threads of one workgroup of `common.narrow` and `common.widen`.
 const NARROW_THREADS: u32 = 64;
 
 const NARROW_BINDINGS: &[Binding] = &[Binding::Uniform, Binding::Read, Binding::Write];
@@ -27,6 +27,34 @@ pub(crate) fn narrow_source(dtype: DType, target: Target) -> Source {
     let header = Header::default().size("THREADS", NARROW_THREADS);
     let fragments = [dtype_fragment(dtype), fragment!("common/narrow.wgsl")];
     Source::compose("common.narrow", target, &header, &fragments, NARROW_BINDINGS)
+}
+
+/// The kernel that gives a contiguous tensor as f32.
+pub(crate) fn widen_source(dtype: DType, target: Target) -> Source {
+    let header = Header::default().size("THREADS", NARROW_THREADS);
+    let fragments = [dtype_fragment(dtype), fragment!("common/widen.wgsl")];
+    Source::compose("common.widen", target, &header, &fragments, NARROW_BINDINGS)
+}
+
+/// The dispatch of `common.widen`, from the first `count` elements of a buffer to those of another.
+pub(crate) fn widen_step(
+    context: &Context,
+    pipeline: &wgpu::ComputePipeline,
+    count: u32,
+    (narrow, wide): (&wgpu::Buffer, &wgpu::Buffer),
+) -> Result<Step, Error> {
+    let params = WidenParams { count, padding_0: 0, padding_1: 0, padding_2: 0 };
+    let uniform = uniform(context, bytemuck::bytes_of(&params));
+    let resources = [
+        uniform.as_entire_buffer_binding(),
+        narrow.as_entire_buffer_binding(),
+        wide.as_entire_buffer_binding(),
+    ];
+    Ok(Step {
+        pipeline: pipeline.clone(),
+        group: bind_group(context, pipeline, "common.widen", &resources),
+        workgroups: grid(context, u64::from(count).div_ceil(u64::from(NARROW_THREADS)))?,
+    })
 }
 
 /// The dispatch of `common.narrow` from a contiguous f32 view to a 16-bit one.

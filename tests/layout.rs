@@ -7,6 +7,7 @@ use std::mem::{offset_of, size_of};
 
 use wgpu_attention::params::{
     AttentionParams, LinearParams, MergeParams, NarrowParams, RopeParams, ScatterParams,
+    WidenParams,
 };
 use wgpu_attention::{
     Alignment, Attention, Binding, Caps, DType, LinearAttention, LinearVariant, Merge, Rope, Rule,
@@ -180,6 +181,20 @@ fn parameters_are_where_the_shaders_look() {
         assert!(size as u64 <= wgpu::Limits::default().max_uniform_buffer_binding_size);
     }
     assert!(narrows > 0, "no configuration asked for common.narrow");
+}
+
+/// No configuration names this kernel: it stands alone.
+#[test]
+fn widening_is_told_where_the_shader_looks() {
+    let text = concat!(
+        "const THREADS: u32 = 64u;\n",
+        include_str!("../shaders/common/f16.wgsl"),
+        include_str!("../shaders/common/widen.wgsl")
+    );
+    let module = naga::front::wgsl::parse_str(text).expect("valid WGSL");
+    let (members, span) = declared(&module);
+    assert_eq!(members, members!(WidenParams: count padding_0 padding_1 padding_2));
+    assert_eq!(span, size_of::<WidenParams>());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use wgpu_attention::onnx::{
     LinearAttentionInputs, RotaryEmbeddingAttributes, RotaryEmbeddingInputs, Tensor,
     TensorScatterAttributes, TensorScatterInputs,
 };
-use wgpu_attention::{Context, DType, wgpu};
+use wgpu_attention::{Context, DType, Error, wgpu};
 
 /// A tensor of a case on the host.
 #[derive(Clone, Debug)]
@@ -377,4 +377,109 @@ fn linear_attention_cases() {
         run,
         |context, case, got| case.agrees(context, got),
     );
+}
+
+/// A state in the type of the inputs goes on like the same numbers in f32.
+#[test]
+fn a_state_of_16_bits_is_taken_back() {
+    let Some(context) = context() else { return };
+    let mut random = common::Random::new(5);
+    let mut draw = |dtype, shape: &[u32]| {
+        let numbers = random.normal(dtype, shape.iter().product::<u32>() as usize);
+        (Tensor::upload(context, dtype, shape, &numbers).expect("uploads"), numbers)
+    };
+    for dtype in [DType::F16, DType::BF16] {
+        let [query, key, value] = [0; 3].map(|_| draw(dtype, &[2, 3, 24]).0);
+        let (past, numbers) = draw(dtype, &[2, 3, 8, 8]);
+        let wide = Tensor::upload(context, DType::F32, &past.shape, &numbers).expect("uploads");
+        let run = |past_state| {
+            let mut attributes = LinearAttentionAttributes::default();
+            (attributes.q_num_heads, attributes.kv_num_heads) = (3, 3);
+            attributes.update_rule = "linear".into();
+            let mut inputs = LinearAttentionInputs::new(&query, &key, &value);
+            inputs.past_state = past_state;
+            let mut encoder = context.device().create_command_encoder(&Default::default());
+            let outputs = onnx::linear_attention(context, &mut encoder, &attributes, &inputs);
+            let outputs = pollster::block_on(outputs).expect("valid");
+            context.queue().submit([encoder.finish()]);
+            let read =
+                |tensor: &Tensor| pollster::block_on(tensor.read(context)).expect("readable");
+            (read(&outputs.output), read(&outputs.state))
+        };
+        assert_eq!(run(Some(&past)), run(Some(&wide)), "{dtype}");
+        assert_ne!(run(Some(&past)), run(None), "{dtype}");
+    }
+}
+
+/// A call of attention over four queries and six keys, two heads of eight.
+fn call(
+    context: &Context,
+    change: impl Fn(&mut AttentionAttributes, &mut AttentionInputs<'_>),
+) -> Result<onnx::AttentionOutputs, Error> {
+    let tensor = |shape: &[u32]| {
+        let count = shape.iter().product::<u32>() as usize;
+        Tensor::upload(context, DType::F32, shape, &vec![0.5; count]).expect("uploads")
+    };
+    let (query, key, value) = (tensor(&[2, 4, 16]), tensor(&[2, 6, 16]), tensor(&[2, 6, 16]));
+    let mut attributes = AttentionAttributes::default();
+    (attributes.q_num_heads, attributes.kv_num_heads) = (Some(2), Some(2));
+    let mut inputs = AttentionInputs::new(&query, &key, &value);
+    change(&mut attributes, &mut inputs);
+    let mut encoder = context.device().create_command_encoder(&Default::default());
+    let outputs = onnx::attention(context, &mut encoder, &attributes, &inputs);
+    let outputs = pollster::block_on(outputs)?;
+    context.queue().submit([encoder.finish()]);
+    Ok(outputs)
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let Some(context) = context() else { return };
+    let refused = |change: fn(&mut AttentionAttributes, &mut AttentionInputs<'_>),
+                   words: &[&str]| {
+        let error = call(context, change).expect_err("refused").to_string();
+        for word in words {
+            assert!(error.contains(word), "no `{word}` in: {error}");
+        }
+    };
+    refused(|a, _| a.q_num_heads = Some(3), &["`Q`", "q_num_heads = 3", "[2, 4, 16]"]);
+    refused(|a, _| a.kv_num_heads = None, &["`K`", "rank 4", "[2, 6, 16]"]);
+    refused(|a, _| a.kv_num_heads = Some(4), &["shape.key_heads", "divisor of the 2", "got 4"]);
+    refused(|a, _| a.qk_matmul_output_mode = Some(4), &["qk_matmul_output_mode", "0 to 3", "4"]);
+    refused(|a, _| a.softcap = -1.0, &["score.softcap", "above 0"]);
+    refused(|_, i| i.nonpad_kv_seqlen = Some(&[6, 7]), &["`nonpad_kv_seqlen`", "0 to 6", "[6, 7]"]);
+    refused(|_, i| i.nonpad_kv_seqlen = Some(&[6]), &["`nonpad_kv_seqlen`", "2 lengths", "[6]"]);
+    let past = |_: &mut AttentionAttributes, i: &mut AttentionInputs<'_>| {
+        i.past = Some((i.key, i.value));
+    };
+    refused(past, &["`past_key`", "[2, 2, any, 8]", "[2, 6, 16]"]);
+    let mask = |shape, keep| Some(AttentionMask::Bool { shape, keep });
+    for (shape, got) in [(&[5, 6][..], "[5, 6]"), (&[4, 7], "[4, 7]"), (&[], "[]")] {
+        let change = |_: &mut AttentionAttributes, i: &mut AttentionInputs<'_>| {
+            i.mask = mask(shape, &[]);
+        };
+        let error = call(context, change).expect_err("refused").to_string();
+        assert!(error.contains("`attn_mask`") && error.contains(got), "{error}");
+    }
+    let short = |_: &mut AttentionAttributes, i: &mut AttentionInputs<'_>| {
+        i.mask = mask(&[4, 6], &[true; 23]);
+    };
+    let error = call(context, short).expect_err("refused").to_string();
+    assert!(error.contains("24 values") && error.contains("23 values"), "{error}");
+}
+
+/// A mask of no keys at all masks everything.
+#[test]
+fn an_empty_mask_leaves_zeros() {
+    let Some(context) = context() else { return };
+    for shape in [&[4, 0][..], &[1, 0], &[0]] {
+        let change = |a: &mut AttentionAttributes, i: &mut AttentionInputs<'_>| {
+            a.qk_matmul_output_mode = Some(3);
+            i.mask = Some(AttentionMask::Bool { shape, keep: &[] });
+        };
+        let outputs = call(context, change).expect("runs");
+        let read = |tensor: &Tensor| pollster::block_on(tensor.read(context)).expect("readable");
+        assert_eq!(read(&outputs.y), [0.0; 128]);
+        assert_eq!(read(outputs.qk_matmul_output.as_ref().expect("asked for")), [0.0; 96]);
+    }
 }

@@ -1,6 +1,6 @@
 //! ONNX LinearAttention, opset 27.
 
-use super::{Tensor, append, rounded};
+use super::{Tensor, rounded, widened};
 use crate::{
     Carry, Context, DType, Error, LinearAttention, LinearInputs, LinearOutputs, Rule, Shape, View,
 };
@@ -29,7 +29,8 @@ pub struct LinearAttentionInputs<'a> {
     pub key: &'a Tensor,
     /// `[batch, len, kv_num_heads · value_dim]`.
     pub value: &'a Tensor,
-    /// f32 `[batch, kv_num_heads, head_dim, value_dim]`: zeros without it.
+    /// `[batch, kv_num_heads, head_dim, value_dim]`, f32 or in the type of the others: zeros without
+    /// it.
     pub past_state: Option<&'a Tensor>,
     /// `[batch, len, kv_num_heads]` or `[batch, len, kv_num_heads · head_dim]`, for the gated rules:
     /// logarithms.
@@ -53,7 +54,7 @@ pub struct LinearAttentionOutputs {
     pub output: Tensor,
     /// `[batch, kv_num_heads, head_dim, value_dim]`, in the type of the inputs.
     pub present_state: Tensor,
-    /// The same before it was rounded: what the next call should be given as `past_state`.
+    /// The same before it was rounded: the better `past_state` of the next call.
     pub state: Tensor,
 }
 
@@ -100,13 +101,11 @@ pub async fn linear_attention(
     let state = Tensor::empty(context, DType::F32, &linear.state(1))?;
     let mut work = Vec::new();
     if let Some(past) = inputs.past_state {
-        if past.shape != linear.state(1) || past.dtype != DType::F32 {
-            let expected = format!("f32 of shape {:?}", linear.state(1));
-            let got = format!("{} of shape {:?}", past.dtype, past.shape);
-            return Err(Error::tensor("past_state", expected, got));
+        if past.shape != state.shape {
+            let expected = format!("shape {:?}", state.shape);
+            return Err(Error::tensor("past_state", expected, format!("{:?}", past.shape)));
         }
-        let rows = past.view(linear.state(1));
-        work.push(append(context, rows, 0, state.view(linear.state(1))).await?);
+        work.push(widened(context, past, &state).await?);
     }
     let width = heads.saturating_mul(value.shape[3]);
     let output = Tensor::empty(context, linear.dtype, &[batch, len, width])?;

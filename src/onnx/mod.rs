@@ -50,9 +50,9 @@ pub use mask::AttentionMask;
 pub use rotary_embedding::{RotaryEmbeddingAttributes, RotaryEmbeddingInputs, rotary_embedding};
 pub use tensor_scatter::{TensorScatterAttributes, TensorScatterInputs, tensor_scatter};
 
-use crate::plan::{Bound, PackedLayout, scoped};
+use crate::plan::{Bound, PackedLayout, Step, scoped};
 use crate::shader::Target;
-use crate::workspace::{Packer, buffer, narrow_source, narrow_step};
+use crate::workspace::{Packer, buffer, narrow_source, narrow_step, widen_source, widen_step};
 use crate::{Array, Context, DType, Error, Scatter, ScatterInputs, View};
 
 /// A tensor of a graph, on the device: contiguous, from the start of its buffer.
@@ -192,12 +192,27 @@ async fn rounded(
     let narrow = Tensor::empty(context, dtype, &wide.shape)?;
     let flat = [1, 1, 1, count];
     let bound = scoped(context, || {
-        let mut copies = Vec::new();
-        let steps = vec![narrow_step(context, &pipeline, &wide.view(flat), &narrow.view(flat))?];
-        let mut empty = |label| Packer::new(context).finish(context, label, &mut copies);
-        let (metadata, side) = (empty("metadata")?, empty("side")?);
-        let layout = PackedLayout::default();
-        Ok(Bound { label: "common.narrow", copies: Vec::new(), steps, metadata, side, layout })
+        let step = narrow_step(context, &pipeline, &wide.view(flat), &narrow.view(flat))?;
+        single(context, "common.narrow", step)
     })?;
     Ok((narrow, Some(bound)))
+}
+
+/// The work that writes the numbers of a tensor into an f32 one of its shape.
+async fn widened(context: &Context, narrow: &Tensor, wide: &Tensor) -> Result<Bound, Error> {
+    let pipeline = context.pipeline(&widen_source(narrow.dtype, Target::current())).await?;
+    scoped(context, || {
+        narrow.rank_4().check("past_state", wide.rank_4().shape, None)?;
+        let count = wide.shape.iter().product();
+        let step = widen_step(context, &pipeline, count, (&narrow.buffer, &wide.buffer))?;
+        single(context, "common.widen", step)
+    })
+}
+
+/// Work of a single dispatch without side arrays.
+fn single(context: &Context, label: &'static str, step: Step) -> Result<Bound, Error> {
+    let empty = |label| Packer::new(context).finish(context, label, &mut Vec::new());
+    let (metadata, side) = (empty("metadata")?, empty("side")?);
+    let (copies, layout) = (Vec::new(), PackedLayout::default());
+    Ok(Bound { label, copies, steps: vec![step], metadata, side, layout })
 }
