@@ -1,165 +1,287 @@
 // attention.coop: the tile loop on matrix units (cooperative matrices of 16 x 16, f16 products summed
-// in f32). A subgroup owns ROWS rows; their queries and outputs stay in its matrices for good. What
-// differs from the portable kernels, and why:
-//  1. A matrix's elements cannot be touched, so scores go through workgroup memory to the lanes that
-//     own the rows and come back as weights in f16; only the subgroup itself waits for that.
+// in f32). A subgroup owns ROWS rows, 16 to a row tile; their queries and outputs stay in its
+// matrices for good. What differs from the portable kernels, and why:
+//  1. A matrix's elements cannot be touched, so scores go through workgroup memory to the two lanes
+//     that own a row and come back as weights in f16; only the subgroup itself waits for that. They
+//     take turns in room for one matrix: an H100 has 48 KiB of workgroup memory for all the
+//     workgroups on a core.
 //  2. Rescaling outputs means a trip through workgroup memory too: a row's maximum is left as it is
 //     until a score exceeds it by LAZY in log2, which f16 weights bear.
 //  3. A masked weight is 0 and meets every value of its tile, so values that are no finite number are
-//     staged as 0 in partial tiles, and the rows that keep them are spoilt at the end.
-// Barriers per tile: two of the workgroup, for the staged keys and values, and two of the subgroup.
+//     staged as 0 in partial tiles, and the rows that keep them are spoilt at the end. Scores of
+//     finite queries and keys are finite: others are looked at one by one, as in partial tiles.
+//  4. Keys and values are loaded without a condition, or the load would be waited for at once: what
+//     lies outside of a tensor is a copy of something inside, and comes to nothing.
+// Barriers per tile: two of the workgroup, for the staged keys and values, and four of the subgroup
+// for each matrix of scores.
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
 const THREADS: u32 = THREADS_X * THREADS_Y;
+const STEPS: u32 = BLOCK_K / STEP_K;
 const ROW_TILES: u32 = ROWS / 16u;
-const KEY_TILES: u32 = BLOCK_K / 16u;
+const KEY_TILES: u32 = STEP_K / 16u;
 const HEAD_TILES: u32 = HEAD_VECS / 4u;
 const VALUE_TILES: u32 = VALUE_VECS / 4u;
 // Strides in vectors of four; the padding keeps rows out of each other's banks.
 const KEY_STRIDE: u32 = HEAD_VECS + 2u;
 const VALUE_STRIDE: u32 = VALUE_VECS + 2u;
-const SCORE_STRIDE: u32 = BLOCK_K / 4u + 1u;
-const WEIGHT_STRIDE: u32 = BLOCK_K / 4u + 2u;
-// Vectors of a row that one lane holds.
-const LANE_VECS: u32 = BLOCK_K / 4u / LANES;
+const SCORE_STRIDE: u32 = 6u;
+const WEIGHT_STRIDE: u32 = 6u;
+// Vectors of a row that a lane holds: of one matrix of scores, and of all in one step.
+const LANE_VECS: u32 = 4u / LANES;
+const STEP_VECS: u32 = KEY_TILES * LANE_VECS;
 const KEY_LOADS: u32 = (BLOCK_K * HEAD_VECS + THREADS - 1u) / THREADS;
 const VALUE_LOADS: u32 = (BLOCK_K * VALUE_VECS + THREADS - 1u) / THREADS;
-const QUERY_PIECES: u32 = BLOCK_Q / BLOCK_K;
+const QUERY_PIECES: u32 = (BLOCK_Q + BLOCK_K - 1u) / BLOCK_K;
 const LAZY: f32 = 8.0;
 
-const_assert THREADS_X == 32u && ROWS * LANES == 32u && ROWS % 16u == 0u;
-const_assert HEAD_VECS % 4u == 0u && VALUE_VECS % 4u == 0u && BLOCK_K % 16u == 0u;
-const_assert BLOCK_Q % BLOCK_K == 0u && BLOCK_K % ROWS == 0u;
+const_assert THREADS_X == 32u && LANES == 2u && ROWS % 16u == 0u;
+const_assert HEAD_VECS % 4u == 0u && VALUE_VECS % 4u == 0u && STEP_K % 16u == 0u;
+const_assert BLOCK_K % STEP_K == 0u;
+
+alias Queries = array<coop_mat16x16<f16, A>, ROW_TILES * HEAD_TILES>;
+alias Scores = array<coop_mat16x16<f32, C>, ROW_TILES * KEY_TILES>;
+alias Weights = array<coop_mat16x16<f16, A>, ROW_TILES * KEY_TILES>;
+alias Outputs = array<coop_mat16x16<f32, C>, ROW_TILES * VALUE_TILES>;
 
 // Matrices load from addresses that are multiples of 16 bytes, and rows of f16 vectors alone would
 // be aligned to 8: the scores come first and every array is a multiple of 16 bytes long.
 struct Tiles {
-    // [BLOCK_Q, BLOCK_K]
-    scores: array<vec4<f32>, BLOCK_Q * SCORE_STRIDE>,
-    weights: array<vec4<f16>, BLOCK_Q * WEIGHT_STRIDE>,
+    // [16, 16] of each subgroup
+    scores: array<vec4<f32>, THREADS_Y * 16u * SCORE_STRIDE>,
+    weights: array<vec4<f16>, THREADS_Y * 16u * WEIGHT_STRIDE>,
     keys: array<vec4<f16>, BLOCK_K * KEY_STRIDE>,
     values: array<vec4<f16>, BLOCK_K * VALUE_STRIDE>,
 }
 
 var<workgroup> tiles: Tiles;
 var<workgroup> found_non_finite: atomic<u32>;
+var<workgroup> found_non_finite_value: atomic<u32>;
 
-fn remaining(dim: u32, first: u32) -> u32 {
-    return dim - min(dim, first);
+// Where a lane works in `scores` and `weights`.
+struct Lane {
+    first: u32, // row of its subgroup
+    row: u32,
+    half: u32,
 }
 
-// A thread's share of the next tile, under way while it computes.
+// A tile of keys: its positions up to the end of its range, and whether every pair of it counts.
+struct Tile {
+    first: i32,
+    end: i32,
+    full: bool,
+}
+
+// A thread's share of the next tile, under way while it computes: as words, since an f16 takes a
+// register of its own.
 struct Next {
-    key: array<vec4<f16>, KEY_LOADS>,
-    value: array<vec4<f16>, VALUE_LOADS>,
+    key: array<Packed4, KEY_LOADS>,
+    value: array<Packed4, VALUE_LOADS>,
 }
 
 // keys [BLOCK_K, HEAD_VECS] and values [BLOCK_K, VALUE_VECS]
 fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
+    let last = max(params.key_len, 1u) - 1u;
     let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = key_at(first + i / HEAD_VECS);
-        let dim = 4u * (i % HEAD_VECS);
-        var vector = vec4<f16>();
-        if (column < params.key_len && dim < params.head_dim) {
-            vector = key[(key_start + column * params.key.z + dim) >> 2u];
-        }
-        (*next).key[n] = vector;
+        let column = min(key_at(first + i / HEAD_VECS), last);
+        let dim = min(4u * (i % HEAD_VECS), params.head_dim - 4u);
+        (*next).key[n] = key[(key_start + column * params.key.z + dim) >> 2u];
     }
     let value_start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = key_at(first + i / VALUE_VECS);
-        let dim = 4u * (i % VALUE_VECS);
-        var vector = vec4<f16>();
-        if (column < params.key_len && dim < params.value_dim) {
-            vector = value[(value_start + column * params.value.z + dim) >> 2u];
-        }
-        (*next).value[n] = vector;
+        let column = min(key_at(first + i / VALUE_VECS), last);
+        let dim = min(4u * (i % VALUE_VECS), params.value_dim - 4u);
+        (*next).value[n] = value[(value_start + column * params.value.z + dim) >> 2u];
     }
 }
 
-fn non_finite(x: vec4<f16>) -> vec4<bool> {
-    return (bitcast<vec4<u32>>(vec4<f32>(x)) & vec4(0x7f800000u)) == vec4(0x7f800000u);
+// The sign bit of each half that is no finite number.
+fn non_finite(halves: vec2<u32>) -> vec2<u32> {
+    return ((halves & vec2(0x7c007c00u)) + vec2(0x04000400u)) & vec2(0x80008000u);
+}
+
+fn as_halves(halves: vec2<u32>) -> vec4<f16> {
+    return vec4<f16>(unpack4(halves));
 }
 
 fn put(next: ptr<function, Next>, thread: u32, full: bool) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
+        let halves = (*next).key[n];
+        if (any(non_finite(halves) != vec2(0u))) {
+            atomicStore(&found_non_finite, 1u);
+        }
         if (i < BLOCK_K * HEAD_VECS) {
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = (*next).key[n];
+            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = as_halves(halves);
         }
     }
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        var vector = (*next).value[n];
+        var halves = (*next).value[n];
         if (!full) {
-            let bad = non_finite(vector);
-            if (any(bad)) {
-                atomicStore(&found_non_finite, 1u);
-                vector = select(vector, vec4<f16>(), bad);
+            let bad = non_finite(halves);
+            if (any(bad != vec2(0u))) {
+                atomicStore(&found_non_finite_value, 1u);
+                halves &= ~((bad >> vec2(15u)) * 0xffffu);
             }
         }
         if (i < BLOCK_K * VALUE_VECS) {
-            tiles.values[i / VALUE_VECS * VALUE_STRIDE + i % VALUE_VECS] = vector;
+            tiles.values[i / VALUE_VECS * VALUE_STRIDE + i % VALUE_VECS] = as_halves(halves);
         }
     }
 }
 
-// Scales, modifies and masks the scores of a lane's part of its row, in units of log2: MASKED where
-// the pair does not count.
-fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first: i32, end: i32, full: bool) {
-    for (var vector = lane; vector < BLOCK_K / 4u; vector += LANES) {
-        let at = local_row * SCORE_STRIDE + vector;
-        let scores = params.query_scale * tiles.scores[at];
-        tiles.scores[at] = judge_four(row, here, scores, first + i32(4u * vector), end, full);
+// A lane's part of a row of scores, then of weights.
+alias Part = array<vec4<f32>, STEP_VECS>;
+
+// Scales, modifies and masks a lane's part of its row, in units of log2: MASKED where the pair does
+// not count.
+fn judge(row: ptr<function, Row>, part: ptr<function, Part>, here: Place, lane: Lane, tile: Tile) {
+    for (var n = 0u; n < STEP_VECS; n++) {
+        let column = n / LANE_VECS * 16u + 4u * (n % LANE_VECS * LANES + lane.half);
+        let scaled = abs(params.query_scale) * (*part)[n];
+        let scores = judge_four(row, here, scaled, tile.first + i32(column), tile.end, MODIFIED && tile.full);
+        let good = is_finite(scores.x) && is_finite(scores.y) && is_finite(scores.z) && is_finite(scores.w);
+        (*row).poisoned = (*row).poisoned || !good;
+        (*part)[n] = scores;
     }
 }
 
-// Turns a lane's part of a row of scores, times `scale`, into f16 weights; the factor is what the
-// row's output so far must be multiplied by.
-fn weigh(row: ptr<function, Row>, local_row: u32, lane: u32, scale: f32) -> f32 {
-    var scores: array<vec4<f32>, LANE_VECS>;
-    var largest = vec4(MASKED);
-    var magnitude = vec4(0u);
-    // unroll
-    for (var n = 0u; n < LANE_VECS; n++) {
-        let part = scale * tiles.scores[local_row * SCORE_STRIDE + n * LANES + lane];
-        largest = max(largest, part);
-        magnitude = max(magnitude, bitcast<vec4<u32>>(part) & vec4(0x7fffffffu));
-        scores[n] = part;
-    }
-    let worst = max(max(magnitude.x, magnitude.y), max(magnitude.z, magnitude.w));
-    (*row).poisoned = (*row).poisoned || worst >= 0x7f800000u;
-
+// Turns a lane's part of a row of scores, times `scale`, into weights; the factor is what the row's
+// output so far must be multiplied by.
+fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 {
     var factor = 1.0;
+    var shift = params.sigmoid_bias;
     if (SOFTMAX) {
-        let maximum = row_max(max(max(largest.x, largest.y), max(largest.z, largest.w)));
+        var largest = vec4(MASKED);
+        // unroll
+        for (var n = 0u; n < STEP_VECS; n++) {
+            largest = max(largest, (*part)[n]);
+        }
+        let maximum = scale * row_max(max(max(largest.x, largest.y), max(largest.z, largest.w)));
         if (maximum > (*row).maximum + LAZY) {
             factor = exp2((*row).maximum - maximum);
             (*row).maximum = maximum;
         }
+        // While a row has kept nothing, its masked scores are no maximum.
+        shift = select(-(*row).maximum, 0.0, (*row).maximum <= EMPTY);
     }
     var total = vec4(0.0);
     // unroll
-    for (var n = 0u; n < LANE_VECS; n++) {
-        var weights: vec4<f32>;
+    for (var n = 0u; n < STEP_VECS; n++) {
+        var weights = fma((*part)[n], vec4(scale), vec4(shift));
         if (SOFTMAX) {
-            weights = exp2(scores[n] - (*row).maximum);
+            weights = exp2(weights);
+            total += weights;
         } else {
-            weights = 1.0 / (1.0 + exp2(min(-(scores[n] + params.sigmoid_bias), vec4(100.0))));
+            weights = 1.0 / (1.0 + exp2(min(-weights, vec4(100.0))));
         }
-        weights = select(weights, vec4(0.0), scores[n] <= vec4(EMPTY));
-        total += weights;
-        tiles.weights[local_row * WEIGHT_STRIDE + n * LANES + lane] = vec4<f16>(weights);
+        (*part)[n] = weights;
     }
     (*row).total = (*row).total * factor + (total.x + total.y + total.z + total.w);
     return factor;
+}
+
+// Scores one tile of keys, on one side of the staged ones, and adds weights · values to the outputs
+// of the subgroup.
+fn visit(
+    queries: ptr<function, Queries>,
+    acc: ptr<function, Outputs>,
+    rows: ptr<function, array<Row, ROW_TILES>>,
+    zero: coop_mat16x16<f32, C>,
+    here: Place,
+    lane: Lane,
+    tile: Tile,
+    judged: bool,
+) {
+    // unroll
+    for (var step = 0u; step < STEPS; step++) {
+        let first_key = STEP_K * step;
+        var scores: Scores;
+        // unroll
+        for (var k = 0u; k < KEY_TILES; k++) {
+            // unroll
+            for (var r = 0u; r < ROW_TILES; r++) {
+                scores[r * KEY_TILES + k] = zero;
+            }
+            // unroll
+            for (var h = 0u; h < HEAD_TILES; h++) {
+                let keys = coopLoad<coop_mat16x16<f16, B>>(&tiles.keys[(first_key + 16u * k) * KEY_STRIDE + 4u * h], KEY_STRIDE);
+                // unroll
+                for (var r = 0u; r < ROW_TILES; r++) {
+                    scores[r * KEY_TILES + k] = coopMultiplyAdd((*queries)[r * HEAD_TILES + h], keys, scores[r * KEY_TILES + k]);
+                }
+            }
+        }
+        var weights: Weights;
+        // unroll
+        for (var r = 0u; r < ROW_TILES; r++) {
+            var part: Part;
+            // unroll
+            for (var k = 0u; k < KEY_TILES; k++) {
+                coopStoreT(scores[r * KEY_TILES + k], &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
+                subgroupBarrier();
+                // unroll
+                for (var n = 0u; n < LANE_VECS; n++) {
+                    part[k * LANE_VECS + n] = tiles.scores[lane.row * SCORE_STRIDE + n * LANES + lane.half];
+                }
+                subgroupBarrier();
+            }
+            var row = (*rows)[r];
+            let had_output = row.total > 0.0;
+            var scale = abs(params.query_scale);
+            if (judged) {
+                let at = Tile(tile.first + i32(STEP_K * step), tile.end, tile.full);
+                judge(&row, &part, here, lane, at);
+                scale = 1.0;
+            }
+            let factor = weigh(&row, &part, scale);
+            (*rows)[r] = row;
+            // unroll
+            for (var k = 0u; k < KEY_TILES; k++) {
+                // unroll
+                for (var n = 0u; n < LANE_VECS; n++) {
+                    tiles.weights[lane.row * WEIGHT_STRIDE + n * LANES + lane.half] = vec4<f16>(part[k * LANE_VECS + n]);
+                }
+                subgroupBarrier();
+                weights[r * KEY_TILES + k] = coopLoadT<coop_mat16x16<f16, A>>(&tiles.weights[lane.first * WEIGHT_STRIDE], WEIGHT_STRIDE);
+                subgroupBarrier();
+            }
+            if (SOFTMAX && subgroupAny(factor != 1.0 && had_output)) {
+                // unroll
+                for (var v = 0u; v < VALUE_TILES; v++) {
+                    coopStoreT((*acc)[r * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
+                    subgroupBarrier();
+                    for (var vector = lane.half; vector < 4u; vector += LANES) {
+                        tiles.scores[lane.row * SCORE_STRIDE + vector] *= factor;
+                    }
+                    subgroupBarrier();
+                    (*acc)[r * VALUE_TILES + v] = coopLoadT<coop_mat16x16<f32, C>>(
+                        &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
+                    subgroupBarrier();
+                }
+            }
+        }
+        // unroll
+        for (var k = 0u; k < KEY_TILES; k++) {
+            // unroll
+            for (var v = 0u; v < VALUE_TILES; v++) {
+                let values = coopLoadT<coop_mat16x16<f16, B>>(
+                    &tiles.values[(first_key + 16u * k) * VALUE_STRIDE + 4u * v], VALUE_STRIDE);
+                // unroll
+                for (var r = 0u; r < ROW_TILES; r++) {
+                    (*acc)[r * VALUE_TILES + v] = coopMultiplyAdd(weights[r * KEY_TILES + k], values, (*acc)[r * VALUE_TILES + v]);
+                }
+            }
+        }
+    }
 }
 
 // Whether a value that the row keeps is no finite number, for one vector of dimensions.
@@ -171,11 +293,24 @@ fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Wa
         for (var position = bounds.x; position < bounds.y; position++) {
             let key_index = i32(key_at(u32(position)));
             if (keeps(row, here, key_index)) {
-                found = found | non_finite(value[(start + u32(key_index) * params.value.z) >> 2u]);
+                let numbers = unpack4(value[(start + u32(key_index) * params.value.z) >> 2u]);
+                found = found | (bitcast<vec4<u32>>(numbers) & vec4(0x7f800000u)) == vec4(0x7f800000u);
             }
         }
     }
     return found;
+}
+
+// The factor of a row's output, after its LSE is written.
+fn finish_part(row: ptr<function, Row>, here: Place, lane: Lane) -> f32 {
+    let total = row_sum((*row).total);
+    let poisoned = row_max(select(0.0, 1.0, (*row).poisoned)) > 0.0;
+    let finish = finish_row(row, here, total, poisoned);
+    if (params.has_lse != 0u && (*row).exists && lane.half == 0u) {
+        let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + u32((*row).query) * params.lse.z;
+        lse[at] = finish.lse;
+    }
+    return finish.factor;
 }
 
 @compute @workgroup_size(THREADS)
@@ -195,53 +330,64 @@ fn main(
     let here = place(head_and_batch / params.heads, head_and_batch % params.heads);
     let first_query = block * BLOCK_Q;
 
-    let lane = subgroup_lane % LANES;
+    let lane = Lane(16u * subgroup, 16u * subgroup + subgroup_lane / LANES, subgroup_lane % LANES);
     let first_row = subgroup * ROWS;
-    let local_row = first_row + subgroup_lane / LANES;
-    var row = start_row(here.batch, first_query + local_row);
     if (thread == 0u) {
         atomicStore(&found_non_finite, 0u);
+        atomicStore(&found_non_finite_value, 0u);
     }
-    var walk = plan_walk(thread, &row);
+    var rows: array<Row, ROW_TILES>;
+    open_walk(thread);
+    // unroll
+    for (var r = 0u; r < ROW_TILES; r++) {
+        var row = start_row(here.batch, first_query + first_row + 16u * r + subgroup_lane / LANES);
+        widen_walk(&row);
+        rows[r] = row;
+    }
+    var walk = close_walk(thread);
     open_keys(&walk, here, first_query);
 
-    // Queries come in through the key tile, BLOCK_K rows at a time, unscaled: the scale is applied
-    // to the scores, in f32.
-    var queries: array<coop_mat16x16<f16, A>, ROW_TILES * HEAD_TILES>;
+    // Queries come in through the key tile, BLOCK_K rows at a time, and take the scale's sign: its
+    // size is applied to the scores, in f32.
+    var queries: Queries;
     let query_start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
     for (var piece = 0u; piece < QUERY_PIECES; piece++) {
         workgroupBarrier();
         for (var i = thread; i < BLOCK_K * HEAD_VECS; i += THREADS) {
             let query_index = first_query + piece * BLOCK_K + i / HEAD_VECS;
             let dim = 4u * (i % HEAD_VECS);
-            var vector = vec4<f16>();
+            var halves = vec2(0u);
             if (query_index < params.query_len && dim < params.head_dim) {
-                vector = query[(query_start + query_index * params.query.z + dim) >> 2u];
+                halves = query[(query_start + query_index * params.query.z + dim) >> 2u];
             }
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = vector;
+            if (any(non_finite(halves) != vec2(0u))) {
+                atomicStore(&found_non_finite, 1u);
+            }
+            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] =
+                as_halves(halves ^ vec2(select(0u, 0x80008000u, params.query_scale < 0.0)));
         }
         workgroupBarrier();
-        if (first_row / BLOCK_K == piece) {
-            // unroll
-            for (var r = 0u; r < ROW_TILES; r++) {
+        // unroll
+        for (var r = 0u; r < ROW_TILES; r++) {
+            if ((first_row + 16u * r) / BLOCK_K == piece) {
                 // unroll
                 for (var h = 0u; h < HEAD_TILES; h++) {
                     queries[r * HEAD_TILES + h] = coopLoadT<coop_mat16x16<f16, A>>(
-                        &tiles.keys[(first_row % BLOCK_K + 16u * r) * KEY_STRIDE + 4u * h], KEY_STRIDE);
+                        &tiles.keys[(first_row + 16u * r) % BLOCK_K * KEY_STRIDE + 4u * h], KEY_STRIDE);
                 }
             }
         }
     }
 
     // No literal makes a matrix: this one comes from memory.
-    for (var vector = lane; vector < 4u; vector += LANES) {
-        tiles.scores[local_row * SCORE_STRIDE + vector] = vec4(0.0);
+    for (var vector = lane.half; vector < 4u; vector += LANES) {
+        tiles.scores[lane.row * SCORE_STRIDE + vector] = vec4(0.0);
     }
     workgroupBarrier();
-    let zero = coopLoadT<coop_mat16x16<f32, C>>(&tiles.scores[first_row * SCORE_STRIDE], SCORE_STRIDE);
+    let zero = coopLoadT<coop_mat16x16<f32, C>>(&tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
 
     // out [ROWS, VALUE_TILES * 16] of this subgroup
-    var acc: array<coop_mat16x16<f32, C>, ROW_TILES * VALUE_TILES>;
+    var acc: Outputs;
     // unroll
     for (var i = 0u; i < ROW_TILES * VALUE_TILES; i++) {
         acc[i] = zero;
@@ -258,107 +404,38 @@ fn main(
             workgroupBarrier();
             put(&next, thread, full);
             workgroupBarrier();
-            fetch(&next, thread, here, following_tile(&walk, range, first));
-
-            // scores, to the lanes that own the rows
-            // unroll
-            for (var k = 0u; k < KEY_TILES; k++) {
-                var scores: array<coop_mat16x16<f32, C>, ROW_TILES>;
-                // unroll
-                for (var r = 0u; r < ROW_TILES; r++) {
-                    scores[r] = zero;
-                }
-                // unroll
-                for (var h = 0u; h < HEAD_TILES; h++) {
-                    let keys = coopLoad<coop_mat16x16<f16, B>>(&tiles.keys[16u * k * KEY_STRIDE + 4u * h], KEY_STRIDE);
-                    // unroll
-                    for (var r = 0u; r < ROW_TILES; r++) {
-                        scores[r] = coopMultiplyAdd(queries[r * HEAD_TILES + h], keys, scores[r]);
-                    }
-                }
-                // unroll
-                for (var r = 0u; r < ROW_TILES; r++) {
-                    coopStoreT(scores[r], &tiles.scores[(first_row + 16u * r) * SCORE_STRIDE + 4u * k], SCORE_STRIDE);
-                }
-            }
-            subgroupBarrier();
-            let had_output = row.total > 0.0;
-            var scale = params.query_scale;
-            if (MODIFIED || !full) {
-                judge(&row, here, local_row, lane, first, end, full);
-                scale = 1.0;
-            }
-            let factor = weigh(&row, local_row, lane, scale);
-            subgroupBarrier();
-
-            if (SOFTMAX && subgroupAny(factor != 1.0 && had_output)) {
-                // unroll
-                for (var v = 0u; v < VALUE_TILES; v++) {
-                    // unroll
-                    for (var r = 0u; r < ROW_TILES; r++) {
-                        coopStoreT(acc[r * VALUE_TILES + v], &tiles.scores[(first_row + 16u * r) * SCORE_STRIDE], SCORE_STRIDE);
-                    }
-                    subgroupBarrier();
-                    for (var vector = lane; vector < 4u; vector += LANES) {
-                        tiles.scores[local_row * SCORE_STRIDE + vector] *= factor;
-                    }
-                    subgroupBarrier();
-                    // unroll
-                    for (var r = 0u; r < ROW_TILES; r++) {
-                        acc[r * VALUE_TILES + v] = coopLoadT<coop_mat16x16<f32, C>>(
-                            &tiles.scores[(first_row + 16u * r) * SCORE_STRIDE], SCORE_STRIDE);
-                    }
-                    subgroupBarrier();
-                }
-            }
-
-            // unroll
-            for (var k = 0u; k < KEY_TILES; k++) {
-                var weights: array<coop_mat16x16<f16, A>, ROW_TILES>;
-                // unroll
-                for (var r = 0u; r < ROW_TILES; r++) {
-                    weights[r] = coopLoadT<coop_mat16x16<f16, A>>(
-                        &tiles.weights[(first_row + 16u * r) * WEIGHT_STRIDE + 4u * k], WEIGHT_STRIDE);
-                }
-                // unroll
-                for (var v = 0u; v < VALUE_TILES; v++) {
-                    let values = coopLoadT<coop_mat16x16<f16, B>>(&tiles.values[16u * k * VALUE_STRIDE + 4u * v], VALUE_STRIDE);
-                    // unroll
-                    for (var r = 0u; r < ROW_TILES; r++) {
-                        acc[r * VALUE_TILES + v] = coopMultiplyAdd(weights[r], values, acc[r * VALUE_TILES + v]);
-                    }
-                }
+            fetch(&next, thread, here, following_tile(&walk, range, first, end));
+            let tile = Tile(first, end, full);
+            // Written out twice, or what only partial tiles need is in the way of the others.
+            if (MODIFIED || !full || atomicLoad(&found_non_finite) != 0u) {
+                visit(&queries, &acc, &rows, zero, here, lane, tile, true);
+            } else {
+                visit(&queries, &acc, &rows, zero, here, lane, tile, false);
             }
         }
-    }
-
-    let total = row_sum(row.total);
-    let poisoned = row_max(select(0.0, 1.0, row.poisoned)) > 0.0;
-    let finish = finish_row(&row, here, total, poisoned);
-    if (params.has_lse != 0u && row.exists && lane == 0u) {
-        let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + u32(row.query) * params.lse.z;
-        lse[at] = finish.lse;
     }
     workgroupBarrier();
-    let spoilt = atomicLoad(&found_non_finite) != 0u;
-    let out_start = params.out.w + here.batch * params.out.x + here.head * params.out.y + u32(row.query) * params.out.z;
+    let spoilt = atomicLoad(&found_non_finite_value) != 0u;
     // unroll
-    for (var v = 0u; v < VALUE_TILES; v++) {
+    for (var r = 0u; r < ROW_TILES; r++) {
+        var row = rows[r];
+        let factor = finish_part(&row, here, lane);
+        let out_start = params.out.w + here.batch * params.out.x + here.head * params.out.y + u32(row.query) * params.out.z;
         // unroll
-        for (var r = 0u; r < ROW_TILES; r++) {
-            coopStoreT(acc[r * VALUE_TILES + v], &tiles.scores[(first_row + 16u * r) * SCORE_STRIDE], SCORE_STRIDE);
-        }
-        subgroupBarrier();
-        for (var vector = lane; vector < 4u; vector += LANES) {
-            let dim = 16u * v + 4u * vector;
-            if (row.exists && dim < params.value_dim) {
-                var numbers = finish.factor * tiles.scores[local_row * SCORE_STRIDE + vector];
-                if (spoilt) {
-                    numbers = select(numbers, vec4(not_a_number()), keeps_non_finite(&row, here, &walk, dim));
+        for (var v = 0u; v < VALUE_TILES; v++) {
+            coopStoreT(acc[r * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
+            subgroupBarrier();
+            for (var vector = lane.half; vector < 4u; vector += LANES) {
+                let dim = 16u * v + 4u * vector;
+                if (row.exists && dim < params.value_dim) {
+                    var numbers = factor * tiles.scores[lane.row * SCORE_STRIDE + vector];
+                    if (spoilt) {
+                        numbers = select(numbers, vec4(not_a_number()), keeps_non_finite(&row, here, &walk, dim));
+                    }
+                    out[(out_start + dim) >> 2u] = pack4(numbers);
                 }
-                out[(out_start + dim) >> 2u] = pack4(numbers);
             }
+            subgroupBarrier();
         }
-        subgroupBarrier();
     }
 }

@@ -124,7 +124,7 @@ fn attend(group: u32, thread: u32) {
     var next: Next;
     fetch_query(&next, thread, here, first_query, 0u);
     if (QUERY_RESIDENT) {
-        put_query(&next, thread);
+        put_query(&next, thread, 0u);
     }
     fetch_key(&next, thread, here, first_tile(&walk), 0u);
     for (var range = 0u; range < walk.count; range++) {
@@ -141,7 +141,7 @@ fn attend(group: u32, thread: u32) {
             for (var chunk = 0u; chunk < CHUNKS; chunk++) {
                 workgroupBarrier();
                 if (!QUERY_RESIDENT) {
-                    put_query(&next, thread);
+                    put_query(&next, thread, chunk);
                 }
                 put_key(&next, thread);
                 workgroupBarrier();
@@ -221,7 +221,7 @@ fn attend(group: u32, thread: u32) {
                     if (!QUERY_RESIDENT) {
                         fetch_query(&next, thread, here, first_query, 0u);
                     }
-                    fetch_key(&next, thread, here, following_tile(&walk, range, first), 0u);
+                    fetch_key(&next, thread, here, following_tile(&walk, range, first, end), 0u);
                 }
                 for (var column = 0u; column < VALUE_KEYS; column += 4u) {
                     var weights: array<vec4<f32>, ROWS>;

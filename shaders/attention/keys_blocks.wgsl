@@ -31,9 +31,9 @@ fn first_tile(walk: ptr<function, Walk>) -> u32 {
     return tile_from(walk, 0u);
 }
 
-fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32) -> u32 {
+fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> u32 {
     let next = first + i32(BLOCK_K);
-    if (next < range_at(walk, range).y) {
+    if (next < end) {
         return u32(next);
     }
     return tile_from(walk, range + 1u);

@@ -13,11 +13,11 @@ fn first_tile(walk: ptr<function, Walk>) -> u32 {
     return u32((*walk).ranges[0].x);
 }
 
-// The position of the tile after the one at `first`; anything when that is the last one.
-fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32) -> u32 {
+// The position of the tile after the one at `first` in a range up to `end`; anything when that is
+// the last one.
+fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> u32 {
     let next = first + i32(BLOCK_K);
-    let last = range + 1u == (*walk).count;
-    if (next < (*walk).ranges[range].y || last) {
+    if (next < end || range + 1u == (*walk).count) {
         return u32(next);
     }
     return u32((*walk).ranges[range + 1u].x);

@@ -24,7 +24,7 @@ fn first_tile(walk: ptr<function, Walk>) -> u32 {
     return 0u;
 }
 
-fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32) -> u32 {
+fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> u32 {
     return u32(first) + BLOCK_K;
 }
 

@@ -30,3 +30,23 @@ fn store_out(element: u32, count: u32, x: vec4<f32>) {
         out[element >> 2u] = pack4(x);
     }
 }
+
+// The same without a condition, for what is loaded ahead of its use: a load under a condition would
+// be waited for at once. Dims beyond the tensor's are others of the row.
+alias Ahead = Packed4;
+
+fn query_ahead(row: u32, dim: u32) -> Ahead {
+    return query[(row + min(dim, params.head_dim - 4u)) >> 2u];
+}
+
+fn key_ahead(row: u32, dim: u32) -> Ahead {
+    return key[(row + min(dim, params.head_dim - 4u)) >> 2u];
+}
+
+fn value_ahead(row: u32, dim: u32) -> Ahead {
+    return value[(row + min(dim, params.value_dim - 4u)) >> 2u];
+}
+
+fn arrived(vector: Ahead) -> vec4<f32> {
+    return unpack4(vector);
+}

@@ -1,12 +1,13 @@
 // Staging of queries, keys and values: loaded into registers while the thread computes, put into
-// workgroup memory when there is room.
+// workgroup memory when there is room. Rows and dims outside of a tensor are copies of some inside:
+// the queries' dims are zeroed, and masks keep the rest out.
 // Expects: the sizes and `stage` of forward.wgsl.
 
 // A thread's share of what comes into workgroup memory next, under way while it computes.
 struct Next {
-    query: array<vec4<f32>, QUERY_LOADS>,
-    key: array<vec4<f32>, KEY_LOADS>,
-    value: array<vec4<f32>, VALUE_LOADS>,
+    query: array<Ahead, QUERY_LOADS>,
+    key: array<Ahead, KEY_LOADS>,
+    value: array<Ahead, VALUE_LOADS>,
 }
 
 // queries [BLOCK_Q, CHUNK_VECS]
@@ -15,33 +16,34 @@ fn fetch_query(next: ptr<function, Next>, thread: u32, here: Place, first: u32, 
     // unroll
     for (var n = 0u; n < QUERY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let row = first + i / CHUNK_VECS;
+        let row = min(first + i / CHUNK_VECS, params.query_len - 1u);
         let dim = 4u * (chunk * CHUNK_VECS + i % CHUNK_VECS);
-        let count = select(0u, remaining(params.head_dim, dim), row < params.query_len);
-        (*next).query[n] = load_query(start + row * params.query.z + dim, count);
+        (*next).query[n] = query_ahead(start + row * params.query.z, dim);
     }
 }
 
-fn put_query(next: ptr<function, Next>, thread: u32) {
+fn put_query(next: ptr<function, Next>, thread: u32, chunk: u32) {
     // unroll
     for (var n = 0u; n < QUERY_LOADS; n++) {
         let i = n * THREADS + thread;
         if (i < BLOCK_Q * CHUNK_VECS) {
-            stage[i / CHUNK_VECS * STAGE_STRIDE + i % CHUNK_VECS] = params.query_scale * (*next).query[n];
+            let dims = 4u * (chunk * CHUNK_VECS + i % CHUNK_VECS) + vec4(0u, 1u, 2u, 3u);
+            let vector = params.query_scale * arrived((*next).query[n]);
+            stage[i / CHUNK_VECS * STAGE_STRIDE + i % CHUNK_VECS] = select(vec4(0.0), vector, dims < vec4(params.head_dim));
         }
     }
 }
 
 // keys [BLOCK_K, CHUNK_VECS]
 fn fetch_key(next: ptr<function, Next>, thread: u32, here: Place, first: u32, chunk: u32) {
+    let last = max(params.key_len, 1u) - 1u;
     let start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = key_at(first + i / CHUNK_VECS);
+        let column = min(key_at(first + i / CHUNK_VECS), last);
         let dim = 4u * (chunk * CHUNK_VECS + i % CHUNK_VECS);
-        let count = select(0u, remaining(params.head_dim, dim), column < params.key_len);
-        (*next).key[n] = load_key(start + column * params.key.z + dim, count);
+        (*next).key[n] = key_ahead(start + column * params.key.z, dim);
     }
 }
 
@@ -54,21 +56,20 @@ fn put_key(next: ptr<function, Next>, thread: u32) {
         if (i < BLOCK_K * CHUNK_VECS) {
             let column = i / CHUNK_VECS;
             let slot = column % COLS * THREADS_X + column / COLS;
-            stage[KEY_AT + slot * STAGE_STRIDE + i % CHUNK_VECS] = (*next).key[n];
+            stage[KEY_AT + slot * STAGE_STRIDE + i % CHUNK_VECS] = arrived((*next).key[n]);
         }
     }
 }
 
 // values [VALUE_KEYS, VALUE_STRIDE]
 fn fetch_value(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
+    let last = max(params.key_len, 1u) - 1u;
     let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = key_at(first + i / VALUE_STRIDE);
-        let dim = 4u * (i % VALUE_STRIDE);
-        let count = select(0u, remaining(params.value_dim, dim), column < params.key_len);
-        (*next).value[n] = load_value(start + column * params.value.z + dim, count);
+        let column = min(key_at(first + i / VALUE_STRIDE), last);
+        (*next).value[n] = value_ahead(start + column * params.value.z, 4u * (i % VALUE_STRIDE));
     }
 }
 
@@ -77,7 +78,7 @@ fn put_value(next: ptr<function, Next>, thread: u32) {
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
         if (i < VALUE_KEYS * VALUE_STRIDE) {
-            stage[VALUE_AT + i] = (*next).value[n];
+            stage[VALUE_AT + i] = arrived((*next).value[n]);
         }
     }
 }

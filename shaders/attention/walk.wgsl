@@ -1,6 +1,7 @@
 // Which keys the mask leaves a block of queries: each term's range over all rows of the block,
 // merged to disjoint ascending ranges. What of them is visited, keys_*.wgsl say.
-// Expects: THREADS, TERMS; every thread of the workgroup calls `plan_walk`.
+// Expects: THREADS, TERMS; every thread of the workgroup calls `plan_walk`, or the three
+// functions it is made of.
 
 struct Walk {
     // [start, end) of the merged ranges
@@ -18,7 +19,14 @@ var<workgroup> full_start: array<atomic<i32>, TERMS>;
 var<workgroup> full_end: array<atomic<i32>, TERMS>;
 var<workgroup> shared_walk: Walk;
 
+// For a thread with one row.
 fn plan_walk(thread: u32, row: ptr<function, Row>) -> Walk {
+    open_walk(thread);
+    widen_walk(row);
+    return close_walk(thread);
+}
+
+fn open_walk(thread: u32) {
     let key_len = i32(params.key_len);
     for (var term = thread; term < TERMS; term += THREADS) {
         atomicStore(&term_start[term], key_len);
@@ -27,6 +35,10 @@ fn plan_walk(thread: u32, row: ptr<function, Row>) -> Walk {
         atomicStore(&full_end[term], key_len);
     }
     workgroupBarrier();
+}
+
+// Between opening and closing: makes room for what a row keeps.
+fn widen_walk(row: ptr<function, Row>) {
     for (var term = 0u; term < TERMS; term++) {
         if ((*row).exists) {
             let start = (*row).start[term];
@@ -39,6 +51,9 @@ fn plan_walk(thread: u32, row: ptr<function, Row>) -> Walk {
             atomicMin(&full_end[term], end);
         }
     }
+}
+
+fn close_walk(thread: u32) -> Walk {
     workgroupBarrier();
     if (thread == 0u) {
         merge_ranges();

@@ -16,6 +16,8 @@ pub struct Tiles {
     pub threads_x: u32,
     /// Threads below each other over queries.
     pub threads_y: u32,
+    /// Keys that are scored at a time in `attention.coop`, a part of `block_k`; all of them elsewhere.
+    pub step_k: u32,
     /// Neighbouring threads that own a row of scores together; 1 in `attention.tiled`.
     pub lanes: u32,
     /// Compiled head dimension in vectors of four; the true one may be smaller.
@@ -45,9 +47,10 @@ impl Tiles {
     /// `shaders/attention/forward.wgsl` or `coop.wgsl`.
     pub fn workgroup_bytes(&self, variant: Variant) -> u32 {
         if variant == Variant::Coop {
-            let scores = 16 * (self.block_k / 4 + 1) + 8 * (self.block_k / 4 + 2);
+            // Room for one matrix of scores and one of weights, for each subgroup.
+            let scores = (16 + 8) * 6;
             let staged = 8 * (self.head_vecs + 2 + self.value_vecs + 2);
-            return self.block_q * scores + self.block_k * staged + RESERVED_BYTES;
+            return self.threads_y * 16 * scores + self.block_k * staged + RESERVED_BYTES;
         }
         let stride = self.chunk_vecs | 1;
         let key_at = self.block_q * stride;
@@ -68,6 +71,7 @@ impl Tiles {
         Self {
             block_q,
             block_k,
+            step_k: block_k,
             threads_x,
             threads_y,
             lanes,
@@ -86,16 +90,14 @@ impl Tiles {
                 self.lanes <= smallest && self.block_q * self.lanes == self.threads()
             }
             Variant::Coop => {
-                // Whole matrices of rows to a subgroup, and queries that come in by whole tiles.
-                let rows = self.block_q / self.threads_y.max(1);
+                // Whole matrices of rows and keys to a subgroup.
                 return self.threads_x == 32
-                    && rows * self.threads_y == self.block_q
-                    && [16, 32].contains(&rows)
-                    && rows * self.lanes == 32
-                    && self.block_k > 0
-                    && self.block_k.is_multiple_of(rows)
+                    && self.lanes == 2
+                    && self.threads_y > 0
+                    && self.block_q.is_multiple_of(16 * self.threads_y)
+                    && [16, 32].contains(&self.step_k)
                     && self.block_k.is_power_of_two()
-                    && self.block_q.is_multiple_of(self.block_k);
+                    && self.block_k.is_multiple_of(self.step_k);
             }
             Variant::Tiled => self.lanes == 1 && self.block_q <= self.threads(),
             Variant::Scores | Variant::BlockSums => false,
@@ -110,6 +112,11 @@ impl Tiles {
     /// Whether no tile has queries of two rows of the configuration's list of keys.
     pub(super) fn divides(&self, attention: &Attention) -> bool {
         attention.keys.block_q().is_none_or(|block_q| block_q.is_multiple_of(self.block_q))
+    }
+
+    /// The same with `step_k` keys scored at a time.
+    pub const fn with_step(self, step_k: u32) -> Self {
+        Self { step_k, ..self }
     }
 
     /// As [`fitted`](Self::fitted), for `attention.coop`: whole matrices of 16, nothing in pieces.
@@ -161,17 +168,20 @@ const HUGE_DIM: u32 = 256;
 /// Tiles of `attention.coop`: `threads_y` subgroups of 32 lanes.
 pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
     let shape = &attention.shape;
-    let narrow = shape.head_dim.max(shape.value_dim) <= 128;
-    let candidates = [
-        // 91.9 and 134.2 TFLOP/s on an H100 at D=64 and 128 (f16, B=4 H=16 N=4096); four subgroups
-        // of 32 rows reach 79.8 at D=64.
-        narrow.then_some(Tiles::block((128, 32), (32, 8), 2)),
-        // For lists in smaller blocks of queries.
-        narrow.then_some(Tiles::block((64, 32), (32, 4), 2)),
-        narrow.then_some(Tiles::block((32, 32), (32, 2), 2)),
-        (!narrow).then_some(Tiles::block((64, 16), (32, 4), 2)),
-    ];
-    let mut usable = candidates.into_iter().flatten().filter(|block| block.divides(attention));
+    let dim = shape.head_dim.max(shape.value_dim);
+    // Measured on an H100 (f16, B=4 H=16 N=4096): 176.3 and 184.9 TFLOP/s at D=64 and 128.
+    let widest = match dim {
+        ..=64 => Some(Tiles::block((256, 64), (32, 8), 2).with_step(32)),
+        65..=128 => Some(Tiles::block((192, 32), (32, 12), 2).with_step(16)),
+        _ => None,
+    };
+    // For lists in smaller blocks of queries.
+    let listed = [8, 4, 2, 1].map(|subgroups| {
+        (dim <= 128).then(|| Tiles::block((16 * subgroups, 32), (32, subgroups), 2).with_step(16))
+    });
+    let wide = (dim > 128).then(|| Tiles::block((64, 16), (32, 4), 2));
+    let candidates = std::iter::once(widest).chain(listed).chain([wide]);
+    let mut usable = candidates.flatten().filter(|block| block.divides(attention));
     // The first or none: a device that has no room for it lacks it for what is slower too.
     usable.next()?.fitted_coop(caps, shape)
 }

@@ -174,11 +174,7 @@ impl Variant {
             // One term or the most there may be: fewer kernels, and one term is the common case.
             .size("TERMS", if attention.mask.terms().len() > 1 { 4 } else { 1 });
         let mut fragments = vec![
-            if self == Self::Coop {
-                fragment!(super "common/f16_native.wgsl")
-            } else {
-                dtype_fragment(attention.dtype)
-            },
+            dtype_fragment(attention.dtype),
             match alignment {
                 Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "attention/load_any.wgsl"),
@@ -192,6 +188,7 @@ impl Variant {
                 header = header
                     .size("BLOCK_Q", tiles.block_q)
                     .size("BLOCK_K", tiles.block_k)
+                    .size("STEP_K", tiles.step_k)
                     .size("THREADS_X", tiles.threads_x)
                     .size("THREADS_Y", tiles.threads_y)
                     .size("LANES", tiles.lanes)
