@@ -29,6 +29,9 @@ pub struct Tiles {
     pub chunk_vecs: u32,
     /// Values in workgroup memory at a time.
     pub value_keys: u32,
+    /// Bytes of workgroup memory to take at most, whatever the device has: workgroups share a core
+    /// while there is room for several.
+    pub memory: u32,
 }
 
 /// Workgroup memory that the walk and the row factors take beside the tiles.
@@ -79,7 +82,13 @@ impl Tiles {
             value_vecs: 1,
             chunk_vecs: 1,
             value_keys: 4,
+            memory: u32::MAX,
         }
+    }
+
+    /// The same in at most so many bytes of workgroup memory.
+    pub const fn within(self, memory: u32) -> Self {
+        Self { memory, ..self }
     }
 
     /// Whether the sizes divide each other as the kernel needs.
@@ -133,6 +142,7 @@ impl Tiles {
     /// Compiles for the shape's dims and takes as much of the head dimension, then as many values,
     /// at a time as workgroup memory holds. `None` when not even the least fits the device.
     pub fn fitted(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
+        let memory = self.memory.min(caps.workgroup_memory);
         let sizes = [self.block_q, self.block_k, self.threads_x, self.threads_y];
         let possible = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size));
         if !possible || self.threads() > caps.workgroup_invocations {
@@ -146,7 +156,7 @@ impl Tiles {
         let choices = std::iter::once((whole, whole)).chain(
             [16, 8, 4].into_iter().filter(|&c| padded.is_multiple_of(c)).map(|c| (padded, c)),
         );
-        let fits = |tiles: &Self| tiles.workgroup_bytes(Variant::Tiled) <= caps.workgroup_memory;
+        let fits = |tiles: &Self| tiles.workgroup_bytes(Variant::Tiled) <= memory;
         let mut tiles = choices
             .map(|(head_vecs, chunk_vecs)| Self { head_vecs, chunk_vecs, ..self })
             .find(fits)?;
@@ -173,55 +183,77 @@ pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
     let widest = match dim {
         ..=64 => Some(Tiles::block((256, 64), (32, 8), 2).with_step(32)),
         65..=128 => Some(Tiles::block((192, 32), (32, 12), 2).with_step(16)),
-        _ => None,
+        // 145.4 at D=256.
+        _ => Some(Tiles::block((128, 16), (32, 8), 2)),
     };
     // For lists in smaller blocks of queries.
+    let keys = if dim <= 128 { 32 } else { 16 };
     let listed = [8, 4, 2, 1].map(|subgroups| {
-        (dim <= 128).then(|| Tiles::block((16 * subgroups, 32), (32, subgroups), 2).with_step(16))
+        Some(Tiles::block((16 * subgroups, keys), (32, subgroups), 2).with_step(16))
     });
-    let wide = (dim > 128).then(|| Tiles::block((64, 16), (32, 4), 2));
-    let candidates = std::iter::once(widest).chain(listed).chain([wide]);
+    let candidates = std::iter::once(widest).chain(listed);
     let mut usable = candidates.flatten().filter(|block| block.divides(attention));
     // The first or none: a device that has no room for it lacks it for what is slower too.
     usable.next()?.fitted_coop(caps, shape)
 }
 
-/// Tiles of `attention.tiled`.
+/// Workgroup memory that lets three workgroups share a core of an H100, which has 48 KiB there for
+/// this API: tiles that fill it alone reach half of what these do.
+const SHARED_BYTES: u32 = 16 << 10;
+
+/// Tiles of `attention.tiled`. TFLOP/s are those of an H100 in f32, B=4 H=16 N=4096.
 pub(super) fn tiled(caps: &Caps, attention: &Attention) -> Option<Tiles> {
     let value_dim = attention.shape.value_dim;
-    let (wide, huge) = (value_dim > 128, value_dim > HUGE_DIM);
-    let candidates = [
-        huge.then_some(Tiles::block((32, 64), (16, 16), 1)),
-        huge.then_some(Tiles::block((16, 64), (16, 8), 1)),
-        // 14.1 TFLOP/s on an H100 (f32, B=4 H=16 N=4096 D=64) where 64 x 32 reaches 7.4.
-        (!wide && !caps.is_cpu).then_some(Tiles::block((128, 32), (8, 16), 1)),
-        (!wide).then_some(Tiles::block((64, 32), (8, 8), 1)),
-        Some(Tiles::block((32, 64), (16, 4), 1)),
-        Some(Tiles::block((32, 32), (8, 4), 1)),
-        Some(Tiles::block((16, 32), (8, 4), 1)),
-    ];
-    first_fitting(candidates.into_iter().flatten(), caps, attention)
+    let dim = attention.shape.head_dim.max(value_dim);
+    let wide = value_dim > 128;
+    let candidates: &[Option<Tiles>] = if caps.is_cpu {
+        &[
+            (!wide).then_some(Tiles::block((64, 32), (8, 8), 1)),
+            Some(Tiles::block((32, 64), (16, 4), 1)),
+        ]
+    } else {
+        &[
+            // 24.3 at D=64 ...
+            (dim <= 64).then_some(Tiles::block((64, 32), (8, 16), 1).within(SHARED_BYTES)),
+            // ... 24.4 at D=128 and 21.2 at D=256.
+            Some(Tiles::block((32, 64), (16, 8), 1).within(SHARED_BYTES)),
+        ]
+    };
+    let huge = [Tiles::block((32, 64), (16, 16), 1), Tiles::block((16, 64), (16, 8), 1)];
+    let huge = huge.into_iter().filter(|_| value_dim > HUGE_DIM);
+    let least = [Tiles::block((32, 32), (8, 4), 1), Tiles::block((16, 32), (8, 4), 1)];
+    let blocks = huge.chain(candidates.iter().copied().flatten()).chain(least);
+    first_fitting(blocks, caps, attention)
 }
 
-/// Tiles of `attention.subgroup`, for subgroups of at least `smallest` lanes.
+/// Tiles of `attention.subgroup`, for subgroups of at least `smallest` lanes. TFLOP/s as above.
 pub(super) fn subgroup(caps: &Caps, attention: &Attention, smallest: u32) -> Option<Tiles> {
     let value_dim = attention.shape.value_dim;
-    let (wide, huge) = (value_dim > 128, value_dim > HUGE_DIM);
-    let candidates = [
-        huge.then_some(Tiles::block((32, 64), (16, 16), 8)),
-        huge.then_some(Tiles::block((32, 64), (16, 8), 4)),
-        huge.then_some(Tiles::block((16, 64), (16, 4), 4)),
-        // 21.0 and 22.5 TFLOP/s on an H100 at D=64 and 128 (f32, B=4 H=16 N=4096) ...
-        (!wide && !caps.is_cpu).then_some(Tiles::block((128, 64), (16, 16), 2)),
-        // ... 18.7 and 20.0 ...
-        (!caps.is_cpu).then_some(Tiles::block((64, 64), (16, 16), 4)),
-        // ... 15.1 and 11.6, in little workgroup memory.
-        Some(Tiles::block((64, 32), (8, 16), 2)),
-        Some(Tiles::block((32, 32), (8, 8), 2)),
-        Some(Tiles::block((16, 32), (8, 4), 2)),
+    let dim = attention.shape.head_dim.max(value_dim);
+    let wide = value_dim > 128;
+    let candidates: &[Option<Tiles>] = if caps.is_cpu {
+        &[Some(Tiles::block((64, 32), (8, 16), 2))]
+    } else {
+        &[
+            // 24.1 at D=64 and 26.0 at D=128 ...
+            (!wide).then_some(Tiles::block((128, 64), (16, 16), 2)),
+            // ... 23.5 at D=64 in a third of the memory ...
+            (dim <= 64).then_some(Tiles::block((64, 32), (8, 16), 2).within(SHARED_BYTES)),
+            // ... 24.0 at D=128 and 23.8 at D=256 ...
+            Some(Tiles::block((64, 64), (16, 16), 4)),
+            // ... 24.0 and 22.8, again in a third.
+            Some(Tiles::block((32, 64), (16, 8), 4).within(SHARED_BYTES)),
+        ]
+    };
+    let huge = [
+        Tiles::block((32, 64), (16, 16), 8),
+        Tiles::block((32, 64), (16, 8), 4),
+        Tiles::block((16, 64), (16, 4), 4),
     ];
-    let usable = candidates.into_iter().flatten().filter(|block| block.lanes <= smallest);
-    first_fitting(usable, caps, attention)
+    let huge = huge.into_iter().filter(|_| value_dim > HUGE_DIM);
+    let least = [Tiles::block((32, 32), (8, 8), 2), Tiles::block((16, 32), (8, 4), 2)];
+    let blocks = huge.chain(candidates.iter().copied().flatten()).chain(least);
+    first_fitting(blocks.filter(|block| block.lanes <= smallest), caps, attention)
 }
 
 /// The first that fits the device and divides the query blocks of the configuration's list.
