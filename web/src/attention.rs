@@ -50,7 +50,7 @@ impl Tensors {
     pub fn take(
         context: &Context,
         options: &Options,
-        attention: &Attention,
+        (attention, packed): (&Attention, bool),
     ) -> Result<Self, JsValue> {
         let mut made = Vec::new();
         let mut on_device = false;
@@ -66,7 +66,6 @@ impl Tensors {
         let dtype = attention.dtype;
         let (query, key, value) = (take("q", dtype)?, take("k", dtype)?, take("v", dtype)?);
         let bias = attention.score.bias.map(|(dtype, _)| take("bias", dtype)).transpose()?;
-        let packed = config::packed(options).map_err(thrown)?;
         Ok(Self { query, key, value, bias, packed, made, on_device })
     }
 
@@ -155,9 +154,13 @@ impl Planned {
         self.plan.bind(&inputs, &outputs)
     }
 
+    fn take(&self, options: &Options) -> Result<Tensors, JsValue> {
+        Tensors::take(&self.context, options, (self.plan.attention(), self.packed))
+    }
+
     async fn run(&self, options: &Options) -> Result<JsValue, JsValue> {
         self.context.alive()?;
-        let tensors = Tensors::take(&self.context, options, self.plan.attention())?;
+        let tensors = self.take(options)?;
         let result = self.run_on(&tensors, options).await;
         tensors.release();
         result
@@ -178,7 +181,7 @@ impl AttentionPlan {
     #[wasm_bindgen(skip_typescript)]
     pub async fn run(&self, tensors: JsValue) -> Result<JsValue, JsValue> {
         let planned = self.0.clone();
-        let names: &[&[&str]] = &[TENSORS, &["bias", "layout"]];
+        let names: &[&[&str]] = &[TENSORS, &["bias"]];
         let options = Options::new(&tensors, "tensors", names).map_err(thrown)?;
         planned.run(&options).await
     }
@@ -190,9 +193,9 @@ impl AttentionPlan {
     ) -> Result<Bound, JsValue> {
         let planned = &self.0;
         planned.context.alive()?;
-        let names: &[&[&str]] = &[TENSORS, &["bias", "layout"]];
+        let names: &[&[&str]] = &[TENSORS, &["bias"]];
         let options = Options::new(&tensors, "tensors", names).map_err(thrown)?;
-        let tensors = Tensors::take(&planned.context, &options, planned.plan.attention())?;
+        let tensors = planned.take(&options)?;
         let results = planned.outputs(&options)?;
         let bound = planned.bind(&tensors, &results).map_err(thrown)?;
         Ok(Bound::new(&planned.context, bound, results))
@@ -251,7 +254,8 @@ impl Context {
             Ok((options, attention, side, oracle, choice))
         };
         let (options, attention, side, oracle, mut choice) = read().map_err(thrown)?;
-        let tensors = Tensors::take(self, &options, &attention)?;
+        let packed = config::packed(&options).map_err(thrown)?;
+        let tensors = Tensors::take(self, &options, (&attention, packed))?;
         let result = async {
             if let Some(wanted) = oracle {
                 let list = sparse::best(self, (&attention, &side), &tensors, wanted).await?;

@@ -36,6 +36,7 @@ pub const ATTENTION: &[&str] = &[
     "denseMask",
     "alibiSlopes",
     "keyBias",
+    "sinks",
 ];
 
 /// `[batch, heads, len, dim]`, or the sizes by name.
@@ -125,6 +126,7 @@ pub struct Side {
     dense_mask: Option<(Vec<u32>, Broadcast)>,
     alibi_slopes: Option<Vec<f32>>,
     key_bias: Option<Vec<f32>>,
+    sinks: Option<Vec<f32>>,
 }
 
 impl Side {
@@ -145,6 +147,7 @@ impl Side {
         arrays.dense_mask = self.dense_mask.as_ref().map(|(bits, b)| (Array::u32(bits), *b));
         arrays.alibi_slopes = self.alibi_slopes.as_deref().map(Array::f32);
         arrays.key_bias = self.key_bias.as_deref().map(Array::f32);
+        arrays.sinks = self.sinks.as_deref().map(Array::f32);
         arrays
     }
 }
@@ -171,6 +174,7 @@ pub fn attention(options: &Options, natural: Option<DType>) -> Result<(Attention
     attention.score.scale = options.number("scale")?.map(|x| x as f32);
     attention.score.softcap = options.number("softcap")?.map(|x| x as f32);
     attention.score.alibi = side.alibi_slopes.is_some();
+    attention.score.sinks = side.sinks.is_some();
     let key_bias = side.key_bias.as_ref();
     attention.score.key_bias = key_bias.map(|b| fitting(b.len(), shape.key_len as usize, &shape));
     attention.score.bias = match options.get("bias") {
@@ -218,5 +222,6 @@ fn side(options: &Options, shape: &Shape) -> Result<Side, Error> {
         dense_mask,
         alibi_slopes: options.numbers("alibiSlopes")?,
         key_bias: options.numbers("keyBias")?,
+        sinks: options.numbers("sinks")?,
     })
 }

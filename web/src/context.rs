@@ -33,12 +33,13 @@ impl Context {
     ) -> Result<Self, JsValue> {
         let options = options.unwrap_or_default();
         let read = || -> Result<_, Error> {
-            let options = Options::new(&options, "options", &[&["powerPreference", "without"]])?;
+            let options =
+                Options::new(&options, "options", &[&["powerPreference", "without", "asGpu"]])?;
             let power = options.text("powerPreference")?.unwrap_or("high-performance".into());
             let without = options.get("without").map_or_else(Array::new, |x| Array::from(&x));
-            Ok((power, without))
+            Ok((power, without, options.flag("asGpu")?))
         };
-        let (power, without) = read().map_err(thrown)?;
+        let (power, without, as_gpu) = read().map_err(thrown)?;
         let missing = |why: &str| thrown(Error::NoAdapter(why.into()));
         let gpu = gpu().ok_or_else(|| missing("this browser has no WebGPU (navigator.gpu)"))?;
         let wish = Object::new();
@@ -57,7 +58,7 @@ impl Context {
             }
         }
         let inner = adapter.clone();
-        Self::open(
+        let opened = Self::open(
             adapter,
             Closure::new(move |descriptor: JsValue| {
                 // wgpu knows no name for some of them.
@@ -67,8 +68,15 @@ impl Context {
                     Reflect::get(&prototype, &"requestDevice".into())?.dyn_into()?;
                 request.call1(&inner, &descriptor)
             }),
-        )
-        .await
+        );
+        let mut context = opened.await?;
+        if as_gpu {
+            let mut caps = context.library.caps().clone();
+            caps.is_cpu = false;
+            let (device, queue) = (context.library.device(), context.library.queue());
+            context.library = wgpu_attention::Context::with_caps(caps, device, queue);
+        }
+        Ok(context)
     }
 
     /// Computes on a device of the page's. Nothing of it is changed.

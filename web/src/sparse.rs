@@ -149,7 +149,8 @@ impl Context {
             Ok((attention, side, (density, block_q, block_k.unwrap_or(64)), options))
         };
         let (attention, side, choice, options) = read().map_err(thrown)?;
-        let tensors = Tensors::take(self, &options, &attention)?;
+        let packed = config::packed(&options).map_err(thrown)?;
+        let tensors = Tensors::take(self, &options, (&attention, packed))?;
         let list = best(self, (&attention, &side), &tensors, choice).await;
         tensors.release();
         exported(&list?)

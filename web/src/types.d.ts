@@ -29,6 +29,8 @@ export interface ContextOptions {
   powerPreference?: "high-performance" | "low-power";
   /** Features not to ask for: `"subgroups"`, `"shader-f16"`, `"timestamp-query"`. */
   without?: string[];
+  /** Plans for a CPU as for a GPU: kernels take seconds longer to compile there, and run quicker for it. */
+  asGpu?: boolean;
 }
 
 interface Common {
@@ -89,6 +91,8 @@ export interface AttentionOptions extends Common {
   denseMask?: Uint8Array | number[];
   alibiSlopes?: Float32Array | number[];
   keyBias?: Float32Array | number[];
+  /** A logit per head that joins the softmax's sum and has no value. */
+  sinks?: Float32Array | number[];
 }
 
 export interface AttentionTensors<T extends Tensor = Tensor> {

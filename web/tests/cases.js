@@ -40,6 +40,7 @@ export const ATTENTION = [
     alibiSlopes: [0.5, 0.25, 0.125, 0.0625],
     keyBias: numbers(70, 6),
   }),
+  attention("learned sinks", { mask: "causal", sinks: [1, 0, -1, 2] }),
   attention("bias per pair", { bias: numbers(4 * 63 * 70, 7) }),
   attention("sigmoid", { activation: "sigmoid", mask: "causal" }),
   attention("packed layout", { mask: "causal", layout: "batch,len,heads,dim" }),
