@@ -1,0 +1,43 @@
+// No task of ours holds the page longer than 50 ms: planning, patterns, calls, and the reference on a few rows.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { open } from "./browser.mjs";
+
+let browser;
+before(async () => void (browser = await open()));
+after(() => browser.close());
+
+test("planning and computing leave the page its turns", async () => {
+  const { page, errors } = await browser.page("tests/blank.html");
+  const tasks = await page.evaluate(async () => {
+    const long = [];
+    new PerformanceObserver((list) => long.push(...list.getEntries().map(({ duration }) => duration))).observe({ type: "longtask" });
+    const tasks = {};
+    const during = async (name, work) => {
+      await work();
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      tasks[name] = long.splice(0);
+    };
+    const hold = (ms) => new Promise((resolve) => setTimeout(() => resolve(void (() => { for (const end = performance.now() + ms; performance.now() < end; ); })()), 0));
+    await during("a task of 120 ms", () => hold(120));
+    const module = await import("/pkg/wgpu_attention.js");
+    await module.default();
+    const context = await module.Context.create();
+    const shape = [1, 8, 4096, 64];
+    await during("plan", () => context.planAttention({ shape, mask: "causal" }));
+    await during("plan with a pattern", () => context.planAttention({ shape, mask: "causal", sparse: "random(0.1, 7)" }));
+    await during("plan of five kernels", () => context.planLinear({ shape, rule: "gated-delta" }));
+    const numbers = Float32Array.from({ length: 8 * 256 * 64 }, (_, i) => Math.sin(i));
+    const call = { q: numbers, k: numbers, v: numbers, shape: [1, 8, 256, 64] };
+    let out;
+    await during("call", async () => (out = await context.attention(call)));
+    await during("check", () => module.checkAttention({ ...call, rows: 32 }, out));
+    return tasks;
+  });
+  const { "a task of 120 ms": sanity, ...ours } = tasks;
+  assert.equal(sanity.length, 1, "the browser reports long tasks");
+  for (const [name, durations] of Object.entries(ours)) assert.deepEqual(durations, [], name);
+  assert.deepEqual(errors, []);
+  await page.close();
+});
