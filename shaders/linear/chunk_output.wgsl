@@ -38,24 +38,23 @@ fn stage_tokens(thread: u32, here: Place, head: u32, first: u32, vectors: u32, p
         let slot = (local % 4u) * THREADS_X + local / 4u;
         let query_at = local * STAGE_STRIDE + i % CHUNK_VECS;
         let key_at = KEY_AT + slot * STAGE_STRIDE + i % CHUNK_VECS;
-        var q = vec4(0.0);
-        var k = vec4(0.0);
-        if (local < here.chunk.count && vector < vectors) {
-            let index = here.chunk.begin + local;
-            let query_at = query_start(here.batch, head, index);
-            let key_at = key_start(here.batch, here.head, index);
-            if (plain) {
-                q = load_query(query_at + 4u * vector, remaining(params.head_dim, 4u * vector));
-                k = load_key(key_at + 4u * vector, remaining(params.head_dim, 4u * vector));
-            } else {
-                q = query_features(query_at, vector);
-                if (FEATURE_MAP != TAYLOR2) {
-                    k = key_features(key_at, vector);
-                }
+        let index = token_at(here.chunk, local);
+        let query_from = query_start(here.batch, head, index);
+        let key_from = key_start(here.batch, here.head, index);
+        var q: vec4<f32>;
+        var k: vec4<f32>;
+        if (plain) {
+            q = query_vector(query_from, vector);
+            k = key_vector(key_from, vector);
+        } else {
+            q = query_features(query_from, vector);
+            if (FEATURE_MAP != TAYLOR2) {
+                k = key_features(key_from, vector);
             }
         }
-        stage[query_at] = q;
-        stage[key_at] = k;
+        let exists = local < here.chunk.count && vector < vectors;
+        stage[query_at] = select(vec4(0.0), q, exists);
+        stage[key_at] = select(vec4(0.0), k, exists);
         if (PER_KEY_DIM) {
             var whole = vec4(0.0);
             var part = vec4(0.0);
@@ -78,11 +77,8 @@ fn stage_state(thread: u32, entry: u32, first: u32, slice: u32) {
     for (var i = thread; i < 4u * CHUNK_VECS * SLICE_STRIDE; i += THREADS) {
         let row = 4u * first + i / SLICE_STRIDE;
         let column = slice * SLICE_VECS + i % SLICE_STRIDE;
-        var x = vec4(0.0);
-        if (row < 4u * FEATURE_VECS && column < VALUE_VECS) {
-            x = state[entry + row * VALUE_VECS + column];
-        }
-        stage[STATE_AT + i] = x;
+        let x = state[entry + min(row, 4u * FEATURE_VECS - 1u) * VALUE_VECS + min(column, VALUE_VECS - 1u)];
+        stage[STATE_AT + i] = select(vec4(0.0), x, row < 4u * FEATURE_VECS && column < VALUE_VECS);
     }
 }
 
@@ -91,15 +87,13 @@ fn stage_values(thread: u32, here: Place, entry: u32, first: u32, slice: u32) {
     for (var i = thread; i < STEP * SLICE_STRIDE; i += THREADS) {
         let local = first + i / SLICE_STRIDE;
         let vector = slice * SLICE_VECS + i % SLICE_STRIDE;
-        var x = vec4(0.0);
-        if (local < here.chunk.count && vector < VALUE_VECS) {
-            if (DELTA) {
-                x = state[entry + CORRECTED_AT + local * VALUE_VECS + vector];
-            } else {
-                x = value_vector(here.batch, here.head, here.chunk.begin + local, vector);
-            }
+        var x: vec4<f32>;
+        if (DELTA) {
+            x = state[entry + CORRECTED_AT + min(local, CHUNK - 1u) * VALUE_VECS + min(vector, VALUE_VECS - 1u)];
+        } else {
+            x = value_vector(here.batch, here.head, token_at(here.chunk, local), vector);
         }
-        stage[VALUE_AT + i] = x;
+        stage[VALUE_AT + i] = select(vec4(0.0), x, local < here.chunk.count && vector < VALUE_VECS);
     }
 }
 
@@ -283,5 +277,8 @@ fn main(
     let slice = index % params.slices;
     let member = (index / params.slices) % params.group;
     let here = place(index / params.slices / params.group);
+    if (here.chunk.count == 0u) {
+        return;
+    }
     answer(thread, here, here.head * params.group + member, slice);
 }

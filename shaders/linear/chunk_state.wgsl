@@ -42,21 +42,15 @@ fn main(
         for (var i = thread; i < STEP * BLOCK_VECS; i += THREADS) {
             let local = first + i / BLOCK_VECS;
             let vector = block * BLOCK_VECS + i % BLOCK_VECS;
-            var features = vec4(0.0);
-            if (local < here.chunk.count && vector < FEATURE_VECS) {
-                let start = key_start(here.batch, here.head, here.chunk.begin + local);
-                features = decay_to_end(here, slope, local, vector) * key_features(start, vector);
-            }
-            key_tile[i] = features;
+            let start = key_start(here.batch, here.head, token_at(here.chunk, local));
+            let features = decay_to_end(here, slope, min(local, CHUNK - 1u), vector) * key_features(start, vector);
+            key_tile[i] = select(vec4(0.0), features, local < here.chunk.count && vector < FEATURE_VECS);
         }
         for (var i = thread; i < STEP * SLICE_VECS; i += THREADS) {
             let local = first + i / SLICE_VECS;
             let vector = slice * SLICE_VECS + i % SLICE_VECS;
-            var x = vec4(0.0);
-            if (local < here.chunk.count) {
-                x = value_vector(here.batch, here.head, here.chunk.begin + local, vector);
-            }
-            value_tile[i] = x;
+            let x = value_vector(here.batch, here.head, token_at(here.chunk, local), vector);
+            value_tile[i] = select(vec4(0.0), x, local < here.chunk.count);
         }
         workgroupBarrier();
         for (var i = 0u; i < STEP; i++) {

@@ -4,7 +4,6 @@
 
 alias StateWord = vec4<f32>;
 
-
 struct Place {
     batch: u32,
     head: u32, // key head, in the piece
@@ -21,6 +20,12 @@ fn place(entry: u32) -> Place {
         slot,
         find_chunk(params.first_slot + slot),
     );
+}
+
+// The token at place `local` of the chunk, or its last: what stands in for tokens beyond the end,
+// which no load asks for.
+fn token_at(chunk: Chunk, local: u32) -> u32 {
+    return chunk.begin + min(local, max(chunk.count, 1u) - 1u);
 }
 
 // Where an entry starts, in vectors.

@@ -45,23 +45,32 @@ fn query_element(start: u32, index: u32) -> f32 {
     if (index >= params.head_dim) {
         return 1.0;
     }
-    let first = index & ~3u;
-    return load_query(start + first, remaining(params.head_dim, first))[index & 3u];
+    return query_vector(start, index / 4u)[index & 3u];
 }
 
 fn key_element(start: u32, index: u32) -> f32 {
     if (index >= params.head_dim) {
         return 1.0;
     }
-    let first = index & ~3u;
-    return load_key(start + first, remaining(params.head_dim, first))[index & 3u];
+    return key_vector(start, index / 4u)[index & 3u];
+}
+
+// Four elements of a query or a key; 0 beyond the last. Loaded without a condition, so that several
+// loads are under way at a time.
+fn query_vector(start: u32, vector: u32) -> vec4<f32> {
+    let dims = 4u * vector + vec4(0u, 1u, 2u, 3u);
+    return select(vec4(0.0), arrived(query_ahead(start, 4u * vector)), dims < vec4(params.head_dim));
+}
+
+fn key_vector(start: u32, vector: u32) -> vec4<f32> {
+    let dims = 4u * vector + vec4(0u, 1u, 2u, 3u);
+    return select(vec4(0.0), arrived(key_ahead(start, 4u * vector)), dims < vec4(params.head_dim));
 }
 
 // Features 4·vector to 4·vector + 3 of the query that starts at `start`; 0 beyond the last.
 fn query_features(start: u32, vector: u32) -> vec4<f32> {
     if (FEATURE_MAP != TAYLOR2) {
-        let x = load_query(start + 4u * vector, remaining(params.head_dim, 4u * vector));
-        return map_elements(x, 4u * vector);
+        return map_elements(query_vector(start, vector), 4u * vector);
     }
     var features = vec4(0.0);
     for (var i = 0u; i < 4u; i++) {
@@ -75,8 +84,7 @@ fn query_features(start: u32, vector: u32) -> vec4<f32> {
 
 fn key_features(start: u32, vector: u32) -> vec4<f32> {
     if (FEATURE_MAP != TAYLOR2) {
-        let x = load_key(start + 4u * vector, remaining(params.head_dim, 4u * vector));
-        return map_elements(x, 4u * vector);
+        return map_elements(key_vector(start, vector), 4u * vector);
     }
     var features = vec4(0.0);
     for (var i = 0u; i < 4u; i++) {

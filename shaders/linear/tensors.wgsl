@@ -29,7 +29,8 @@ fn value_vector(batch: u32, head: u32, index: u32, vector: u32) -> vec4<f32> {
         return select(vec4(0.0), vec4(1.0, 0.0, 0.0, 0.0), vector == 0u);
     }
     let start = params.value.w + batch * params.value.x + head * params.value.y + index * params.value.z;
-    return load_value(start + 4u * vector, remaining(params.value_dim, 4u * vector));
+    let dims = 4u * vector + vec4(0u, 1u, 2u, 3u);
+    return select(vec4(0.0), arrived(value_ahead(start, 4u * vector)), dims < vec4(params.value_dim));
 }
 
 // Where a query and a key start.
