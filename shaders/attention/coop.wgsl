@@ -12,6 +12,7 @@
 //     finite queries and keys are finite: others are looked at one by one, as in partial tiles.
 //  4. Keys and values are loaded without a condition, or the load would be waited for at once: what
 //     lies outside of a tensor is a copy of something inside, and comes to nothing.
+// Staging is in coop_stage.wgsl, what becomes of a row in coop_rows.wgsl.
 // Barriers per tile: two of the workgroup, for the staged keys and values, and four of the subgroup
 // for each matrix of scores.
 
@@ -44,153 +45,7 @@ alias Scores = array<coop_mat16x16<f32, C>, ROW_TILES * KEY_TILES>;
 alias Weights = array<coop_mat16x16<f16, A>, ROW_TILES * KEY_TILES>;
 alias Outputs = array<coop_mat16x16<f32, C>, ROW_TILES * VALUE_TILES>;
 
-// Matrices load from addresses that are multiples of 16 bytes, and rows of f16 vectors alone would
-// be aligned to 8: the scores come first and every array is a multiple of 16 bytes long.
-struct Tiles {
-    // [16, 16] of each subgroup
-    scores: array<vec4<f32>, THREADS_Y * 16u * SCORE_STRIDE>,
-    weights: array<vec4<f16>, THREADS_Y * 16u * WEIGHT_STRIDE>,
-    keys: array<vec4<f16>, BLOCK_K * KEY_STRIDE>,
-    values: array<vec4<f16>, BLOCK_K * VALUE_STRIDE>,
-}
-
-var<workgroup> tiles: Tiles;
-var<workgroup> found_non_finite: atomic<u32>;
-var<workgroup> found_non_finite_value: atomic<u32>;
-
-// Where a lane works in `scores` and `weights`.
-struct Lane {
-    first: u32, // row of its subgroup
-    row: u32,
-    half: u32,
-}
-
-// A tile of keys: its positions up to the end of its range, and whether every pair of it counts.
-struct Tile {
-    first: i32,
-    end: i32,
-    full: bool,
-}
-
-// A thread's share of the next tile, under way while it computes: as words, since an f16 takes a
-// register of its own.
-struct Next {
-    key: array<Packed4, KEY_LOADS>,
-    value: array<Packed4, VALUE_LOADS>,
-}
-
-// keys [BLOCK_K, HEAD_VECS] and values [BLOCK_K, VALUE_VECS]
-fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
-    let last = max(params.key_len, 1u) - 1u;
-    let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
-    // unroll
-    for (var n = 0u; n < KEY_LOADS; n++) {
-        let i = n * THREADS + thread;
-        let column = min(key_at(first + i / HEAD_VECS), last);
-        let dim = min(4u * (i % HEAD_VECS), params.head_dim - 4u);
-        (*next).key[n] = key[(key_start + column * params.key.z + dim) >> 2u];
-    }
-    let value_start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
-    // unroll
-    for (var n = 0u; n < VALUE_LOADS; n++) {
-        let i = n * THREADS + thread;
-        let column = min(key_at(first + i / VALUE_VECS), last);
-        let dim = min(4u * (i % VALUE_VECS), params.value_dim - 4u);
-        (*next).value[n] = value[(value_start + column * params.value.z + dim) >> 2u];
-    }
-}
-
-// The sign bit of each half that is no finite number.
-fn non_finite(halves: vec2<u32>) -> vec2<u32> {
-    return ((halves & vec2(0x7c007c00u)) + vec2(0x04000400u)) & vec2(0x80008000u);
-}
-
-fn as_halves(halves: vec2<u32>) -> vec4<f16> {
-    return vec4<f16>(unpack4(halves));
-}
-
-fn put(next: ptr<function, Next>, thread: u32, full: bool) {
-    // unroll
-    for (var n = 0u; n < KEY_LOADS; n++) {
-        let i = n * THREADS + thread;
-        let halves = (*next).key[n];
-        if (any(non_finite(halves) != vec2(0u))) {
-            atomicStore(&found_non_finite, 1u);
-        }
-        if (i < BLOCK_K * HEAD_VECS) {
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = as_halves(halves);
-        }
-    }
-    // unroll
-    for (var n = 0u; n < VALUE_LOADS; n++) {
-        let i = n * THREADS + thread;
-        var halves = (*next).value[n];
-        if (!full) {
-            let bad = non_finite(halves);
-            if (any(bad != vec2(0u))) {
-                atomicStore(&found_non_finite_value, 1u);
-                halves &= ~((bad >> vec2(15u)) * 0xffffu);
-            }
-        }
-        if (i < BLOCK_K * VALUE_VECS) {
-            tiles.values[i / VALUE_VECS * VALUE_STRIDE + i % VALUE_VECS] = as_halves(halves);
-        }
-    }
-}
-
-// A lane's part of a row of scores, then of weights.
-alias Part = array<vec4<f32>, STEP_VECS>;
-
-// Scales, modifies and masks a lane's part of its row, in units of log2: MASKED where the pair does
-// not count.
-fn judge(row: ptr<function, Row>, part: ptr<function, Part>, here: Place, lane: Lane, tile: Tile) {
-    for (var n = 0u; n < STEP_VECS; n++) {
-        let column = n / LANE_VECS * 16u + 4u * (n % LANE_VECS * LANES + lane.half);
-        let scaled = abs(params.query_scale) * (*part)[n];
-        let scores = judge_four(row, here, scaled, tile.first + i32(column), tile.end, MODIFIED && tile.full);
-        let good = is_finite(scores.x) && is_finite(scores.y) && is_finite(scores.z) && is_finite(scores.w);
-        (*row).poisoned = (*row).poisoned || !good;
-        (*part)[n] = scores;
-    }
-}
-
-// Turns a lane's part of a row of scores, times `scale`, into weights; the factor is what the row's
-// output so far must be multiplied by.
-fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 {
-    var factor = 1.0;
-    var shift = params.sigmoid_bias;
-    if (SOFTMAX) {
-        var largest = vec4(MASKED);
-        // unroll
-        for (var n = 0u; n < STEP_VECS; n++) {
-            largest = max(largest, (*part)[n]);
-        }
-        let maximum = scale * row_max(max(max(largest.x, largest.y), max(largest.z, largest.w)));
-        if (maximum > (*row).maximum + LAZY) {
-            factor = exp2((*row).maximum - maximum);
-            (*row).maximum = maximum;
-        }
-        // While a row has kept nothing, its masked scores are no maximum.
-        shift = select(-(*row).maximum, 0.0, (*row).maximum <= EMPTY);
-    }
-    var total = vec4(0.0);
-    // unroll
-    for (var n = 0u; n < STEP_VECS; n++) {
-        var weights = fma((*part)[n], vec4(scale), vec4(shift));
-        if (SOFTMAX) {
-            weights = exp2(weights);
-            total += weights;
-        } else {
-            weights = 1.0 / (1.0 + exp2(min(-weights, vec4(100.0))));
-        }
-        (*part)[n] = weights;
-    }
-    (*row).total = (*row).total * factor + (total.x + total.y + total.z + total.w);
-    return factor;
-}
-
-// Scores one tile of keys, on one side of the staged ones, and adds weights · values to the outputs
-// of the subgroup.
+// Scores one tile of keys and adds weights · values to the outputs of the subgroup.
 fn visit(
     queries: ptr<function, Queries>,
     acc: ptr<function, Outputs>,
@@ -282,35 +137,6 @@ fn visit(
             }
         }
     }
-}
-
-// Whether a value that the row keeps is no finite number, for one vector of dimensions.
-fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Walk>, dim: u32) -> vec4<bool> {
-    var found = vec4(false);
-    let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y + dim;
-    for (var range = 0u; range < (*walk).count; range++) {
-        let bounds = range_at(walk, range);
-        for (var position = bounds.x; position < bounds.y; position++) {
-            let key_index = i32(key_at(u32(position)));
-            if (keeps(row, here, key_index)) {
-                let numbers = unpack4(value[(start + u32(key_index) * params.value.z) >> 2u]);
-                found = found | (bitcast<vec4<u32>>(numbers) & vec4(0x7f800000u)) == vec4(0x7f800000u);
-            }
-        }
-    }
-    return found;
-}
-
-// The factor of a row's output, after its LSE is written.
-fn finish_part(row: ptr<function, Row>, here: Place, lane: Lane) -> f32 {
-    let total = row_sum((*row).total);
-    let poisoned = row_max(select(0.0, 1.0, (*row).poisoned)) > 0.0;
-    let finish = finish_row(row, here, total, poisoned);
-    if (params.has_lse != 0u && (*row).exists && lane.half == 0u) {
-        let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + u32((*row).query) * params.lse.z;
-        lse[at] = finish.lse;
-    }
-    return finish.factor;
 }
 
 @compute @workgroup_size(THREADS)

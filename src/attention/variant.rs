@@ -200,7 +200,10 @@ impl Variant {
                 fragments.extend(keys_fragments(&attention.keys, tiles));
                 fragments.push(fragment!(super "attention/judge.wgsl"));
                 fragments.push(fragment!(super "attention/finish.wgsl"));
-                if self != Self::Coop {
+                if self == Self::Coop {
+                    fragments.push(fragment!(super "attention/coop_stage.wgsl"));
+                    fragments.push(fragment!(super "attention/coop_rows.wgsl"));
+                } else {
                     fragments.push(fragment!(super "attention/stage.wgsl"));
                     fragments.push(fragment!(super "attention/forward.wgsl"));
                 }

@@ -32,7 +32,8 @@ pub fn plot(rows: &[Row], adapter: &str) -> Result<String> {
 /// One panel: a line for each pattern through its points `(pattern, density, value)`.
 fn panel(area: &Area<'_>, title: &str, points: &[(&str, f64, f64)]) -> Drawn {
     let most = |pick: fn(&(&str, f64, f64)) -> f64| points.iter().map(pick).fold(0.0, f64::max);
-    let (right, top) = (most(|point| point.1) * 1.05, (most(|point| point.2) * 1.05).max(0.01));
+    // The names of the lines stand to the right of them.
+    let (right, top) = (most(|point| point.1) * 1.45, (most(|point| point.2) * 1.05).max(0.01));
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 15))
         .margin(8)
