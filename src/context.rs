@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::shader::{Binding, Source};
-use crate::{Bound, Caps, Error, View, readback};
+use crate::{Bound, Caps, Error, MAX_HEAD_DIM, View, readback};
 
 /// A device, its queue, what it can do, and the pipelines compiled for it so far.
 ///
@@ -56,10 +56,11 @@ impl Context {
     /// Wraps the caller's own handles and plans for `caps` instead of what the device reports, to
     /// hold a strong device to a weaker one's limits.
     pub fn with_caps(caps: Caps, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        // A row long: the first one is loaded ahead, whether a tensor has any or not.
         let absent = || {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("absent tensor"),
-                size: 16,
+                size: 4 * u64::from(MAX_HEAD_DIM),
                 usage: wgpu::BufferUsages::STORAGE,
                 mapped_at_creation: false,
             })

@@ -240,8 +240,12 @@ impl<'a> View<'a> {
     }
 
     /// Strides of batch, heads and rows, then the offset from the start of the binding: what a
-    /// kernel is told. The stride of an axis with one entry does not matter and is 0.
+    /// kernel is told. The stride of an axis with one entry does not matter and is 0. All are 0 for an
+    /// empty view, which has an absent tensor's buffer.
     pub(crate) fn reach(&self, alignment: u64) -> [u32; 4] {
+        if self.span() == Some(0) {
+            return [0; 4];
+        }
         let stride = |axis: usize| if self.shape[axis] > 1 { self.strides[axis] as u32 } else { 0 };
         let offset = self.offset - self.bytes(alignment).start / self.dtype.size();
         [stride(0), stride(1), stride(2), offset as u32]

@@ -28,7 +28,7 @@ fn assert_says(result: Result<impl Sized, Error>, words: &[&str]) {
 
 #[test]
 fn configurations_without_meaning() {
-    let cases: [(LinearAttention, &[&str]); 9] = [
+    let cases: [(LinearAttention, &[&str]); 10] = [
         (LinearAttention::new(shape().with_value_heads(4), DType::F32), &["value_heads", "2", "4"]),
         (LinearAttention::new(shape().with_key_len(9), DType::F32), &["query_len", "9", "8"]),
         (
@@ -46,7 +46,11 @@ fn configurations_without_meaning() {
         (linear().with_normalizer(-1.0), &["normalize", "-1"]),
         (linear().with_scale(f32::NAN), &["scale", "NaN"]),
         (linear().with_chunk(24), &["chunk", "multiple of 16", "24"]),
-        (LinearAttention::new(Shape::new(1, 3, 8, 300), DType::F32), &["head_dim", "300"]),
+        (LinearAttention::new(Shape::new(1, 3, 8, 300), DType::F32), &["value_dim", "300"]),
+        (
+            LinearAttention::new(Shape::new(1, 3, 8, 300).with_value_dim(16), DType::F32),
+            &["at most 256 features", "300 features"],
+        ),
     ];
     for (linear, words) in cases {
         assert_says(linear.validate(), words);
