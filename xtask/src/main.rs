@@ -8,6 +8,7 @@
 
 mod bundle;
 mod conformance;
+mod dependencies;
 mod found;
 mod packages;
 mod setup;
@@ -201,6 +202,7 @@ fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
     steps.run("format", &mut cargo("fmt --all --check"))?;
     steps.time("package contents", || check_package(Path::new(env!("CARGO_MANIFEST_DIR"))))?;
     steps.run("tests of xtask", &mut cargo("test --package xtask"))?;
+    steps.time("dependencies", dependencies::check)?;
     let runs = steps
         .time("set-up", || setup::ready(options, &setup::wanted(&options.found(), None, true)))?;
     steps.run(
