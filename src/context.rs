@@ -159,7 +159,7 @@ impl Context {
         self.queue().submit([encoder.finish()]);
         let scope = validation.pop();
         if let Some(error) = scope.await {
-            return Err(error.into());
+            return Err(self.failure(error));
         }
         readback::finished(self).await
     }
@@ -180,6 +180,21 @@ impl Context {
     /// The device's own account of a loss, or `fallback`.
     pub(crate) fn loss(&self, fallback: &str) -> Error {
         Error::DeviceLost(self.lost().unwrap_or_else(|| fallback.into()))
+    }
+
+    /// An error on a lost device, where much seems to work that does nothing.
+    pub(crate) fn alive(&self) -> Result<(), Error> {
+        // A loss is told to who looks at the device.
+        let _ = self.device().poll(wgpu::PollType::Poll);
+        match self.lost() {
+            Some(_) => Err(self.loss("")),
+            None => Ok(()),
+        }
+    }
+
+    /// What an error of the device means: on a lost one everything fails.
+    pub(crate) fn failure(&self, error: wgpu::Error) -> Error {
+        self.alive().err().unwrap_or_else(|| error.into())
     }
 
     /// The compiled pipeline of `source`, from the cache or newly made.
@@ -205,10 +220,12 @@ impl Context {
             cache: None,
         });
         let (validation, memory) = (validation.pop(), memory.pop());
-        if let Some(error) = validation.await {
+        let (validation, memory) = (validation.await, memory.await);
+        self.alive()?;
+        if let Some(error) = validation {
             return Err(source.compile_error(&error.to_string()));
         }
-        if let Some(error) = memory.await {
+        if let Some(error) = memory {
             return Err(error.into());
         }
         lock(&self.inner.pipelines).insert(source.clone(), pipeline.clone());

@@ -133,8 +133,8 @@ pub(crate) fn scoped<T>(
     let bound = bind();
     let errors = (ready(validation.pop()).flatten(), ready(memory.pop()).flatten());
     match errors {
-        (Some(error), _) | (_, Some(error)) => bound.and(Err(error.into())),
-        (None, None) => bound,
+        (Some(error), _) | (_, Some(error)) => bound.and(Err(context.failure(error))),
+        (None, None) => bound.and_then(|bound| context.alive().map(|()| bound)),
     }
 }
 

@@ -77,23 +77,28 @@ async fn read_bytes(
     size: u64,
 ) -> Result<Vec<u8>, Error> {
     let device = context.device();
+    // Scopes are thread-local: both are closed before anything is awaited.
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let staging = device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("readback"),
         size,
         usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
         mapped_at_creation: false,
     });
-    let memory = memory.pop();
-    if let Some(error) = memory.await {
-        return Err(error.into());
-    }
     let mut encoder = device.create_command_encoder(&Default::default());
     encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
     context.queue().submit([encoder.finish()]);
     let mapped = Signal::default();
     let setter = mapped.clone();
     staging.map_async(wgpu::MapMode::Read, .., move |result| setter.set(result));
+    let (validation, memory) = (validation.pop(), memory.pop());
+    if let Some(error) = memory.await {
+        return Err(context.failure(error));
+    }
+    if let Some(error) = validation.await {
+        return Err(context.failure(error));
+    }
     mapped
         .wait(context)
         .await?
