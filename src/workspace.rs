@@ -9,7 +9,7 @@ use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::{Array, Context, DType, Error, View};
 
 /// Threads of one workgroup of `common.narrow` and `common.widen`.
-const NARROW_THREADS: u32 = 64;
+pub(crate) const NARROW_THREADS: u32 = 64;
 
 const NARROW_BINDINGS: &[Binding] = &[Binding::Uniform, Binding::Read, Binding::Write];
 

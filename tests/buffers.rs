@@ -441,9 +441,23 @@ fn supports_is_planning() {
         mock(|caps| caps.storage_buffers = 4),
         mock(|caps| caps.storage_binding = 1 << 20),
         mock(|caps| caps.subgroup = Some((2, 64))),
+        mock(|caps| caps.subgroup = Some((8, 32))),
+        mock(|caps| caps.workgroup_invocations = 48),
     ];
     let attention = |dim| Attention::new(Shape::new(1, 1, 1, dim), DType::F32);
-    let attentions = [attention(32), attention(300), attention(32).with_scores(Stage::Scaled)];
+    let halves = Attention::new(Shape::new(1, 1, 1, 33), DType::F16);
+    let attentions =
+        [attention(32), attention(300), attention(32).with_scores(Stage::Scaled), halves.clone()];
+    // A second kernel writes what this one cannot, and needs its own invocations.
+    let small = mocks.last().expect("one of them").caps();
+    assert!(Variant::Tiled.supports(small, &attention(33)).is_ok());
+    assert!(Variant::Tiled.supports(small, &halves).is_err());
+    // Where subgroups vary in size, the smallest counts.
+    let varied = mocks[mocks.len() - 2].caps();
+    for dim in [32, 64, 128, 300] {
+        let tiles = Variant::Subgroup.tiles(varied, &attention(dim)).expect("supported");
+        assert!(tiles.expect("it has some").lanes <= 8, "{dim}");
+    }
     let mut planned = 0;
     for mock in &mocks {
         for attention in &attentions {

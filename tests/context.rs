@@ -44,7 +44,7 @@ fn handles_may_go_to_other_threads() {
     shared::<Error>();
 }
 
-/// Four threads with different work on one context get the bits they get alone.
+/// Eight threads with different work on one context get the bits they get alone.
 #[test]
 fn threads_do_not_disturb_each_other() {
     let Some(context) = context() else { return };
@@ -55,9 +55,9 @@ fn threads_do_not_disturb_each_other() {
     };
     let alone: Vec<_> = cases.iter().map(work).collect();
     std::thread::scope(|scope| {
-        for (case, alone) in cases.iter().zip(&alone) {
+        for (case, alone) in cases.iter().zip(&alone).chain(cases.iter().zip(&alone)) {
             scope.spawn(move || {
-                for round in 0..10 {
+                for round in 0..5 {
                     assert_eq!(&work(case), alone, "round {round}: {:?}", case.attention);
                 }
             });
@@ -67,10 +67,10 @@ fn threads_do_not_disturb_each_other() {
     let fresh = &context.with_checked_shaders(false);
     let case = &cases[0];
     std::thread::scope(|scope| {
-        for _ in 0..4 {
+        for _ in 0..8 {
             scope.spawn(move || {
                 let results = case.run(fresh, Variant::Tiled).expect("runs");
-                case.judge(&results, "planned by four threads");
+                case.judge(&results, "planned by eight threads");
             });
         }
     });

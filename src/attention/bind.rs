@@ -15,10 +15,14 @@ impl Attention {
     /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
     /// write whole words: 16-bit elements at any offset and stride.
     pub(super) fn narrow_source(&self, target: Target) -> Option<Source> {
-        let needed = matches!(self.output, Output::Attention { .. })
+        self.narrows().then(|| narrow_source(self.dtype, target))
+    }
+
+    /// Whether 16-bit outputs go through a workspace and `common.narrow`.
+    pub(super) fn narrows(&self) -> bool {
+        matches!(self.output, Output::Attention { .. })
             && self.alignment() == Alignment::Any
-            && self.dtype != DType::F32;
-        needed.then(|| narrow_source(self.dtype, target))
+            && self.dtype != DType::F32
     }
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::workspace::dtype_fragment;
+use crate::workspace::{NARROW_THREADS, dtype_fragment};
 use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
@@ -98,6 +98,12 @@ impl Variant {
             return refuse(format!(
                 "it binds {STORAGE_BUFFERS} storage buffers and the device's maxStorageBuffersPerShaderStage is {}",
                 caps.storage_buffers
+            ));
+        }
+        if attention.narrows() && caps.workgroup_invocations < NARROW_THREADS {
+            return refuse(format!(
+                "its 16-bit output is written by common.narrow, which runs {NARROW_THREADS} invocations a workgroup, and the device's maxComputeInvocationsPerWorkgroup is {}",
+                caps.workgroup_invocations
             ));
         }
         let (gives, wanted) = (self.gives(), output_name(&attention.output));
