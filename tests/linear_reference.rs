@@ -6,7 +6,11 @@ mod common;
 use common::Random;
 use wgpu_attention::attention::reference as dense;
 use wgpu_attention::linear::reference::{HostInputs, Reference};
-use wgpu_attention::{Attention, Carry, DType, FeatureMap, LinearAttention, Mask, Rule, Shape};
+use wgpu_attention::wgpu::util::DeviceExt as _;
+use wgpu_attention::{
+    Attention, Bound, Carry, DType, Error, FeatureMap, Inputs, LinearAttention, LinearInputs,
+    LinearOutputs, LinearVariant, Mask, Outputs, Rule, Shape, View, wgpu,
+};
 
 fn numbers(random: &mut Random, shape: [u32; 4]) -> Vec<f32> {
     random.normal(DType::F32, shape.iter().map(|&n| n as usize).product())
@@ -132,8 +136,61 @@ fn associative_recall() {
         let inputs = HostInputs::new(query, key, value);
         Reference::new(&linear, &inputs).expect("valid").recurrence().out
     };
-    assert_eq!(recalled(64, 16, softmax), 1.0);
-    let few = recalled(64, 4, linear);
+    recalls(softmax, linear);
+}
+
+fn recalls(
+    softmax: impl Fn(&[f32], &[f32], &[f32], Shape) -> Vec<f64>,
+    linear: impl Fn(&[f32], &[f32], &[f32], Shape) -> Vec<f64>,
+) {
+    assert_eq!(recalled(64, 16, &softmax), 1.0);
+    let few = recalled(64, 4, &linear);
     assert!(few < 0.5, "recalled {few} of 64 pairs with 4 features");
-    assert_eq!(recalled(16, 256, linear), 1.0);
+    assert_eq!(recalled(16, 256, &linear), 1.0);
+}
+
+/// The same from the kernels, by every variant.
+#[test]
+fn associative_recall_on_the_device() {
+    let Some(context) = common::context() else { return };
+    let upload = |numbers: &[f32]| {
+        context.device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
+            label: None,
+            contents: &DType::F32.encode(numbers),
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+        })
+    };
+    fn view(buffer: &wgpu::Buffer, shape: [u32; 4]) -> View<'_> {
+        View::new(buffer, DType::F32, shape)
+    }
+    let finish = |bound: Result<Bound, Error>, out: View<'_>| -> Vec<f64> {
+        pollster::block_on(context.run(&bound.expect("bound"))).expect("runs");
+        let numbers = pollster::block_on(context.read(out)).expect("read");
+        numbers.into_iter().map(f64::from).collect()
+    };
+    let unset = |shape: [u32; 4]| upload(&vec![f32::NAN; shape.iter().product::<u32>() as usize]);
+    let softmax = |query: &[f32], key: &[f32], value: &[f32], shape: Shape| {
+        let attention = Attention::new(shape, DType::F32).with_mask(Mask::causal()).with_scale(1.0);
+        let plan = pollster::block_on(attention.plan(context)).expect("planned");
+        let [q, k, v, out] = [upload(query), upload(key), upload(value), unset(shape.out())];
+        let inputs =
+            Inputs::new(view(&q, shape.query()), view(&k, shape.key()), view(&v, shape.value()));
+        let out = view(&out, shape.out());
+        finish(plan.bind(&inputs, &Outputs::new(out)), out)
+    };
+    for variant in LinearVariant::ALL {
+        let linear = |query: &[f32], key: &[f32], value: &[f32], shape: Shape| {
+            let linear = LinearAttention::new(shape, DType::F32);
+            let plan = pollster::block_on(linear.plan_with(context, variant)).expect("planned");
+            let [q, k, v, out] = [upload(query), upload(key), upload(value), unset(shape.out())];
+            let inputs = LinearInputs::new(
+                view(&q, shape.query()),
+                view(&k, shape.key()),
+                view(&v, shape.value()),
+            );
+            let out = view(&out, shape.out());
+            finish(plan.bind(&inputs, &LinearOutputs::new(out)), out)
+        };
+        recalls(softmax, linear);
+    }
 }
