@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Case, Layout, Placed, context};
+use proptest::prelude::*;
 use wgpu_attention::attention::reference::Reference;
 use wgpu_attention::attention::tolerance::compare;
 use wgpu_attention::keys::{Source, moa_span, streaming_heads};
@@ -252,4 +253,31 @@ fn top_blocks() {
     let tokens: Vec<u32> = top.entries.iter().map(|entry| entry & 0x7fff_ffff).collect();
     assert_eq!(tokens, [0, 64, 192]);
     assert!(visible.top_blocks(&shape, &[1.0; 3], 0.5).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the text, it is refused with a sentence or makes a list that its own checks accept.
+    #[test]
+    fn any_text_makes_a_sound_list_or_is_refused(text in prop_oneof![
+        any::<String>(),
+        "[a-z_+(),=.0-9 -]{0,40}",
+        // Mostly in order, to get beyond the parser.
+        prop::collection::vec(
+            r"(sink|global|window|strided)\([0-9]{1,4}\)|dilated\([0-9]{1,3}, ?[0-9]{1,3}\)|documents|random\((0\.[0-9]{1,3}|1)(, ?[0-9]{1,9})?\)|bigbird\([0-9], ?[0-9], ?[0-9]{1,2}\)",
+            1..4,
+        ).prop_map(|parts| parts.join(" + ")),
+    ], block in prop_oneof![Just((16, 16)), Just((64, 32)), Just((17, 0))]) {
+        let attention = Attention::new(Shape::new(1, 2, 70, 8).with_key_len(91), DType::F32);
+        let arrays = Arrays::default();
+        let made = text.parse::<Pattern>().and_then(|pattern| pattern.source(&attention, &arrays, block));
+        match made {
+            Ok(source) => {
+                let sparse = source.apply(&attention);
+                prop_assert!(KeyRows::new(&sparse, &source.arrays(arrays)).is_ok(), "{}", text);
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
 }
