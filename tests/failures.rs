@@ -1,11 +1,14 @@
 //! What goes wrong on a device comes back as an error, the context says that it is lost, and a new one
-//! works beside it; and what is dropped is gone.
+//! works beside it; and limits below the real ones are kept.
 
 mod common;
 
-use common::{Case, context};
+use common::{Case, context, variants};
 use pollster::block_on;
-use wgpu_attention::{Attention, Context, DType, Error, Inputs, Mask, Outputs, Shape, View, wgpu};
+use wgpu_attention::{
+    Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, Mask, Outputs, Shape,
+    Variant, View, wgpu,
+};
 
 fn attention() -> Attention {
     Attention::new(Shape::new(1, 2, 40, 16), DType::F32).with_mask(Mask::causal())
@@ -66,33 +69,118 @@ fn a_device_destroyed_under_way() {
     case.judge(&case.run(&fresh, variant).expect("runs"), "on a device after the lost one");
 }
 
-/// The resident set in bytes, where the system tells.
-fn resident() -> Option<u64> {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-    pages.split_whitespace().nth(1)?.parse::<u64>().ok().map(|pages| pages * 4096)
+fn mock(context: &Context, change: impl FnOnce(&mut Caps)) -> Context {
+    let mut caps = context.caps().clone();
+    change(&mut caps);
+    Context::with_caps(caps, context.device(), context.queue())
 }
 
+/// A device that goes away while another thread plans and binds: what comes back is a plan or an error.
 #[test]
-fn a_thousand_plans_leave_nothing_behind() {
-    let Some(context) = own() else { return };
-    let attention = attention();
-    let shape = attention.shape;
+fn a_device_destroyed_while_planning() {
+    if context().is_none() {
+        return;
+    }
+    for pause in [0, 1, 5] {
+        let ruined = &own().expect("a second device");
+        let shape = attention().shape;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(pause));
+                ruined.device().destroy();
+            });
+            if let Err(error) = block_on(attention().plan(ruined)) {
+                assert!(matches!(error, Error::DeviceLost(_)), "{error:?}");
+            }
+        });
+        let out = buffer(ruined, shape.out());
+        let read = block_on(ruined.read(View::new(&out, DType::F32, shape.out())));
+        assert!(matches!(read, Err(Error::DeviceLost(_))), "{read:?}");
+        assert!(ruined.lost().is_some());
+    }
+}
+
+/// Capabilities that the device has not make the compiler refuse the shader, and an array beyond the
+/// largest buffer makes the device refuse the binding. Both are errors, and the device goes on.
+#[test]
+fn what_the_device_refuses_is_an_error() {
+    let Some(shared) = context() else { return };
+    let same =
+        |adapter: &wgpu::Adapter| shared.caps().adapter.starts_with(&adapter.get_info().name);
+    let adapters = block_on(Context::adapters());
+    let adapter = adapters.into_iter().find(same).expect("the adapter of the shared context");
+    let required_limits = wgpu::Limits { max_buffer_size: 1 << 20, ..Default::default() };
+    let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+    let (device, queue) = block_on(adapter.request_device(&descriptor)).expect("a device");
+    let honest = Context::new(&adapter, &device, &queue);
+
+    let boastful = mock(&honest, |caps| caps.subgroup = Some((4, 32)));
+    let planned = block_on(attention().plan_with(&boastful, Variant::Subgroup)).map(|_| ());
+    let Err(Error::Shader { label, message }) = planned else { panic!("{planned:?}") };
+    assert_eq!(label, "attention.subgroup");
+    assert!(message.to_lowercase().contains("subgroup"), "{message}");
+
+    // The bits of a mask of two megabytes, where a buffer may have one.
+    let boundless = mock(&honest, |caps| caps.storage_binding = u64::MAX);
+    let shape = Shape::new(1, 1, 4096, 4);
+    let dense = Attention::new(shape, DType::F32).with_mask(Mask::dense());
+    let plan = block_on(dense.plan(&boundless)).expect("planned");
     let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
-    let [q, k, v, out] = tensors.map(|shape| buffer(&context, shape));
+    let [q, k, v, out] = tensors.map(|shape| buffer(&boundless, shape));
     let view = |buffer, shape| View::new(buffer, DType::F32, shape);
+    let mut arrays = Arrays::default();
+    arrays.dense_mask = Some((Array::Reserved { len: 4096 * 128 }, Broadcast::SHARED));
     let inputs =
-        Inputs::new(view(&q, shape.query()), view(&k, shape.key()), view(&v, shape.value()));
-    let cycle = || {
-        let plan = block_on(attention.plan(&context)).expect("planned");
-        let bound = plan.bind(&inputs, &Outputs::new(view(&out, shape.out()))).expect("bound");
-        block_on(context.run(&bound)).expect("runs");
+        Inputs::new(view(&q, shape.query()), view(&k, shape.key()), view(&v, shape.value()))
+            .with_arrays(arrays);
+    let bound = plan.bind(&inputs, &Outputs::new(view(&out, shape.out()))).map(|_| ());
+    assert!(matches!(bound, Err(Error::Validation(_) | Error::OutOfMemory(_))), "{bound:?}");
+
+    let case = Case::new(attention(), 2);
+    case.judge(&case.run(&boundless, Variant::Tiled).expect("runs"), "after refusals");
+}
+
+/// WebGPU's own floors, one at a time, on devices that have more.
+#[test]
+fn work_fits_the_floors() {
+    let Some(context) = context() else { return };
+    let floors = [
+        mock(context, |caps| caps.storage_binding = 1 << 20),
+        mock(context, |caps| caps.workgroups_per_dimension = 65_535),
+        mock(context, |caps| (caps.workgroup_memory, caps.workgroup_invocations) = (16 << 10, 128)),
+    ];
+    // Queries, keys, values and outputs of 1.2 MiB each.
+    let split = Attention::new(Shape::new(4, 8, 300, 32), DType::F32).with_mask(Mask::causal());
+    let case = Case::new(split, 3);
+    for floor in &floors {
+        for variant in variants(floor, &case.attention) {
+            case.judge(&case.run(floor, variant).expect("runs"), "on a floor");
+        }
+    }
+    for storage_buffers in 0..8 {
+        let few = mock(context, |caps| caps.storage_buffers = storage_buffers);
+        let planned = block_on(case.attention.plan(&few)).map(|_| ());
+        let Err(error) = planned else { panic!("planned with {storage_buffers}") };
+        let limit = format!("maxStorageBuffersPerShaderStage is {storage_buffers}");
+        assert!(error.to_string().contains(&limit), "{error}");
+    }
+}
+
+/// A device whose subgroups have 8 to 32 lanes is planned for 8.
+#[test]
+fn a_range_of_subgroups_is_planned_for_its_smallest() {
+    let with = |subgroup| {
+        let mut caps = Caps::portable();
+        (caps.subgroup, caps.workgroup_memory) = (Some(subgroup), 32 << 10);
+        caps
     };
-    (0..200).for_each(|_| cycle());
-    let before = resident();
-    (0..1000).for_each(|_| cycle());
-    assert_eq!(context.pipelines(), 1);
-    if let (Some(before), Some(after)) = (before, resident()) {
-        let grown = after.saturating_sub(before);
-        assert!(grown < 8 << 20, "{grown} bytes more after a thousand cycles");
+    for dim in [16, 64, 128, 256] {
+        let attention = Attention::new(Shape::new(1, 4, 512, dim), DType::F32);
+        let tiles = |smallest, largest| {
+            let tiles = Variant::Subgroup.tiles(&with((smallest, largest)), &attention);
+            tiles.expect("supported").expect("has tiles")
+        };
+        assert_eq!(tiles(8, 32), tiles(8, 8), "dim {dim}");
+        assert!(tiles(8, 32).lanes <= 8 && tiles(4, 32).lanes <= 4, "dim {dim}");
     }
 }
