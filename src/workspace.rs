@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::params::{NarrowParams, WidenParams};
 use crate::plan::{Copy, Step};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::{Array, Context, DType, Error, View};
+use crate::{Alignment, Array, Context, DType, Error, View};
 
 /// Threads of one workgroup of `common.narrow` and `common.widen`.
 pub(crate) const NARROW_THREADS: u32 = 64;
@@ -20,6 +20,11 @@ pub(crate) const fn dtype_fragment(dtype: DType) -> Fragment {
         DType::F16 => fragment!("common/f16.wgsl"),
         DType::BF16 => fragment!("common/bf16.wgsl"),
     }
+}
+
+/// Whether an output that is reached so goes through f32 in a workspace and `common.narrow`.
+pub(crate) fn narrows(alignment: Alignment, dtype: DType) -> bool {
+    alignment == Alignment::Any && dtype != DType::F32
 }
 
 /// The kernel that rounds an f32 workspace to a 16-bit output at any offset and stride.

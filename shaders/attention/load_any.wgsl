@@ -21,14 +21,6 @@ fn load_key(element: u32, count: u32) -> vec4<f32> {
     return x;
 }
 
-fn load_value(element: u32, count: u32) -> vec4<f32> {
-    var x = vec4(0.0);
-    for (var i = 0u; i < min(count, 4u); i++) {
-        x[i] = unpack1(value[(element + i) / PER_WORD], element + i);
-    }
-    return x;
-}
-
 fn store_out(element: u32, count: u32, x: vec4<f32>) {
     for (var i = 0u; i < min(count, 4u); i++) {
         out[element + i] = x[i];

@@ -7,9 +7,9 @@ use crate::params::{ABSENT, AttentionParams, UNBOUNDED};
 use crate::plan::{Bound, Inputs, Outputs, Plan, Step};
 use crate::shader::{Source, Target};
 use crate::workspace::{
-    Piece, bind_group, binding, buffer, grid, narrow_source, narrow_step, uniform,
+    Piece, bind_group, binding, buffer, grid, narrow_source, narrow_step, narrows, uniform,
 };
-use crate::{Alignment, DType, Error, Term, View};
+use crate::{DType, Error, Term, View};
 
 impl Attention {
     /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
@@ -20,9 +20,7 @@ impl Attention {
 
     /// Whether 16-bit outputs go through a workspace and `common.narrow`.
     pub(super) fn narrows(&self) -> bool {
-        matches!(self.output, Output::Attention { .. })
-            && self.alignment() == Alignment::Any
-            && self.dtype != DType::F32
+        matches!(self.output, Output::Attention { .. }) && narrows(self.alignment(), self.dtype)
     }
 }
 

@@ -4,7 +4,7 @@ use super::tiles::{Half, Tiles};
 use super::variant::Kernel;
 use super::{LinearAttention, LinearVariant};
 use crate::shader::{Header, Source, Target};
-use crate::{Alignment, Array, Bound, Caps, Context, DType, Error, View, plan, workspace};
+use crate::{Array, Bound, Caps, Context, Error, View, plan, workspace};
 
 /// The tensors that a call of linear attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -186,8 +186,8 @@ impl LinearAttention {
 
     /// Rounds the f32 workspace to a 16-bit output whose words the kernels cannot write whole.
     fn narrow_source(&self, target: Target) -> Option<Source> {
-        let needed = self.alignment() == Alignment::Any && self.dtype != DType::F32;
-        needed.then(|| workspace::narrow_source(self.dtype, target))
+        workspace::narrows(self.alignment(), self.dtype)
+            .then(|| workspace::narrow_source(self.dtype, target))
     }
 
     async fn compile(

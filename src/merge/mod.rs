@@ -4,7 +4,7 @@ mod bind;
 pub mod reference;
 
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, narrow_source};
+use crate::workspace::{dtype_fragment, narrow_source, narrows};
 use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
 
 /// Threads of one workgroup.
@@ -225,8 +225,8 @@ impl Merge {
             fragment!(super "merge/merge.wgsl"),
         ];
         let source = Source::compose("merge.merge", target, &header, &fragments, BINDINGS);
-        let narrow = (self.alignment() == Alignment::Any && self.dtype != DType::F32)
-            .then(|| narrow_source(self.dtype, target));
+        let narrow =
+            narrows(self.alignment(), self.dtype).then(|| narrow_source(self.dtype, target));
         Ok(std::iter::once(source).chain(narrow).collect())
     }
 
