@@ -34,6 +34,9 @@ pub struct Caps {
     /// The cooperative-matrix configurations the adapter reports, when the device may use them and
     /// let a subgroup wait for itself.
     pub matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// Whether kernels on matrix units are rewritten to do without: for tests.
+    #[doc(hidden)]
+    pub emulates_matrices: bool,
 }
 
 /// Whether the browser's device has a feature that wgpu knows natively only.
@@ -82,6 +85,7 @@ impl Caps {
             } else {
                 Vec::new()
             },
+            emulates_matrices: false,
         }
     }
 
@@ -102,6 +106,40 @@ impl Caps {
             shader_f16: false,
             timestamps: false,
             matrices: Vec::new(),
+            emulates_matrices: false,
+        }
+    }
+
+    /// The same device with matrices of 16x16x16 that shaders emulate, so that tests can run the
+    /// kernels on matrix units without any. It still needs native f16, and subgroups of 2 at least.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_emulated_matrices(mut self) -> Self {
+        self.subgroup = self.subgroup.map(|_| (32, 32));
+        self.matrices = vec![wgpu::CooperativeMatrixProperties {
+            m_size: 16,
+            n_size: 16,
+            k_size: 16,
+            ab_type: wgpu::CooperativeScalarType::F16,
+            cr_type: wgpu::CooperativeScalarType::F32,
+            saturating_accumulation: false,
+        }];
+        self.emulates_matrices = true;
+        self
+    }
+
+    /// What the device lacks of the matrices that the kernels use, if anything.
+    pub(crate) fn lacks_matrices(&self) -> Option<&'static str> {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let has_matrix = self.matrices.iter().any(|m| {
+            (m.m_size, m.n_size, m.k_size, m.ab_type, m.cr_type) == (16, 16, 16, F16, F32)
+        });
+        if !has_matrix || !self.shader_f16 {
+            Some("the device has no matrices of 16x16x16 with f16 products and f32 sums")
+        } else if self.subgroup != Some((32, 32)) {
+            Some("it needs subgroups of 32")
+        } else {
+            None
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::Error;
+use crate::{Caps, Error};
 
+mod emulate;
 mod unroll;
 
 /// Which compiler a shader is for; only the header differs.
@@ -56,11 +57,19 @@ macro_rules! fragment {
 }
 pub(crate) use fragment;
 
+/// Whose matrices a shader uses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Matrices {
+    Native,
+    /// Plain WGSL, see `emulate.rs`.
+    Emulated,
+}
+
 /// The facts that are compiled into a shader.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Header {
     subgroups: bool,
-    matrices: bool,
+    matrices: Option<Matrices>,
     unrolled: bool,
     constants: String,
 }
@@ -72,9 +81,14 @@ impl Header {
         self
     }
 
-    /// Declares that the shader uses native f16 and cooperative matrices.
-    pub fn matrices(mut self) -> Self {
-        self.matrices = true;
+    /// Declares that the shader uses native f16 and cooperative matrices, the device's own or
+    /// emulated ones; arrays of the former need constant indices.
+    pub fn matrices(mut self, caps: &Caps) -> Self {
+        self.matrices = Some(match caps.emulates_matrices {
+            true => Matrices::Emulated,
+            false => Matrices::Native,
+        });
+        self.unrolled = !caps.emulates_matrices;
         self
     }
 
@@ -124,12 +138,12 @@ impl Source {
             // a browser's analysis, knowing workgroups alone, cannot see.
             head.push_str("enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n");
         }
-        if header.matrices {
+        if header.matrices.is_some() {
             // Matrix operations stand under conditions that are uniform in a subgroup only.
-            head.push_str(
-                "enable f16;\nenable wgpu_cooperative_matrix;\n\
-                 diagnostic(off, derivative_uniformity);\n",
-            );
+            head.push_str("enable f16;\ndiagnostic(off, derivative_uniformity);\n");
+        }
+        if header.matrices == Some(Matrices::Native) {
+            head.push_str("enable wgpu_cooperative_matrix;\n");
         }
         head.push_str(&header.constants);
         let texts = std::iter::once(head.as_str()).chain(fragments.iter().map(|f| f.text));
@@ -144,6 +158,9 @@ impl Source {
                 // A fault in `shaders/` that costs speed only: the loops work as they stand.
                 Err(fault) => log::error!("not unrolled, {fault:?} of {:?}", fragments),
             }
+        }
+        if header.matrices == Some(Matrices::Emulated) {
+            lines = emulate::emulate(&lines);
         }
         let mut wgsl = String::new();
         for (text, _) in &lines {

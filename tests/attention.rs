@@ -40,6 +40,25 @@ fn lengths_odd_and_unequal() {
     }
 }
 
+/// f16, which the kernel on matrix units takes, through masks, activations and lengths around tiles.
+#[test]
+fn halves() {
+    let Some(context) = context() else { return };
+    let masks = ["causal", "documents & causal | sink(2)"];
+    for (seed, mask) in masks.into_iter().enumerate() {
+        let mask: Mask = mask.parse().expect("a valid expression");
+        for (query_len, key_len) in [(1, 33), (129, 65), (5, 0)] {
+            for activation in [Activation::Softmax, sigmoid()] {
+                let shape = Shape::new(1, 2, query_len, 32).with_key_len(key_len);
+                let attention = Attention::new(shape, DType::F16)
+                    .with_activation(activation)
+                    .with_mask(mask.clone());
+                Case::new(attention, seed as u64).check(context);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_layout_and_dtype() {
     let Some(context) = context() else { return };

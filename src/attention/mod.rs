@@ -377,7 +377,7 @@ impl Attention {
         if variant == Variant::Coop && target == Target::Web {
             return Err(Unsupported::new(variant.label(), "browsers have no matrix units").into());
         }
-        let source = variant.source(self, tiles.as_ref(), !caps.is_cpu, target);
+        let source = variant.source(self, tiles.as_ref(), caps, target);
         Ok(std::iter::once(source).chain(self.narrow_source(target)).collect())
     }
 
@@ -388,7 +388,7 @@ impl Attention {
         tiles: Option<Tiles>,
     ) -> Result<Plan, Error> {
         let target = Target::current();
-        let source = variant.source(self, tiles.as_ref(), !context.caps().is_cpu, target);
+        let source = variant.source(self, tiles.as_ref(), context.caps(), target);
         let pipeline = context.pipeline(&source).await?;
         let narrow = match self.narrow_source(target) {
             Some(narrow) => Some(context.pipeline(&narrow).await?),

@@ -181,6 +181,8 @@ pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
     let dim = shape.head_dim.max(shape.value_dim);
     // Measured on an H100 (f16, B=4 H=16 N=4096): 176.3 and 184.9 TFLOP/s at D=64 and 128.
     let widest = match dim {
+        // Emulated: the least that has all of the kernel's loops.
+        _ if caps.is_cpu => Some(Tiles::block((64, 32), (32, 2), 2).with_step(16)),
         ..=64 => Some(Tiles::block((256, 64), (32, 8), 2).with_step(32)),
         65..=128 => Some(Tiles::block((192, 32), (32, 12), 2).with_step(16)),
         // 145.4 at D=256.

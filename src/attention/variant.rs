@@ -167,13 +167,13 @@ impl Variant {
         self,
         attention: &Attention,
         tiles: Option<&Tiles>,
-        unrolled: bool,
+        caps: &Caps,
         target: Target,
     ) -> Source {
         let alignment = attention.alignment();
         let mut header = Header::default()
             // Arrays in registers need constant indices; CPU drivers compile too slowly for it.
-            .unrolled(unrolled)
+            .unrolled(!caps.is_cpu)
             .switch("SOFTMAX", attention.activation == Activation::Softmax)
             .switch("MODIFIED", attention.score.is_modified())
             .switch("PAIR_TESTS", attention.mask.any(crate::Term::tests_pairs))
@@ -230,8 +230,7 @@ impl Variant {
         }
         fragments.push(match self {
             Self::Coop => {
-                // Matrices in arrays need constant indices whatever the device.
-                header = header.subgroups().matrices().unrolled(true);
+                header = header.subgroups().matrices(caps);
                 fragment!(super "attention/coop.wgsl")
             }
             Self::Subgroup => {
@@ -270,15 +269,8 @@ fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
 
 /// What `attention.coop` misses on a device or in a configuration, if anything.
 fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
-    use wgpu::CooperativeScalarType::{F16, F32};
-    let has_matrix = caps
-        .matrices
-        .iter()
-        .any(|m| (m.m_size, m.n_size, m.k_size, m.ab_type, m.cr_type) == (16, 16, 16, F16, F32));
-    if !has_matrix || !caps.shader_f16 {
-        Some("the device has no matrices of 16x16x16 with f16 products and f32 sums")
-    } else if caps.subgroup != Some((32, 32)) {
-        Some("it needs subgroups of 32")
+    if let Some(reason) = caps.lacks_matrices() {
+        Some(reason)
     } else if attention.dtype != DType::F16 {
         Some("it takes f16 tensors")
     } else if attention.alignment() != Alignment::Vec4 {

@@ -58,6 +58,21 @@ pub fn context() -> Option<&'static Context> {
     context.as_ref()
 }
 
+/// `context` with emulated matrices, for the kernels that no software driver could run otherwise;
+/// `None` where it has matrices of its own, lacks f16, or is not the one of this test binary.
+pub fn emulating(context: &Context) -> Option<&'static Context> {
+    static EMULATING: OnceLock<Option<Context>> = OnceLock::new();
+    let whole = self::context()?;
+    let emulating = EMULATING.get_or_init(|| {
+        let caps = whole.caps();
+        (caps.matrices.is_empty() && caps.shader_f16 && caps.subgroup.is_some()).then(|| {
+            let caps = caps.clone().with_emulated_matrices();
+            Context::with_caps(caps, whole.device(), whole.queue())
+        })
+    });
+    emulating.as_ref().filter(|_| std::ptr::eq(context, whole))
+}
+
 /// Gives a mock device the matrix units that `attention.coop` needs.
 pub fn add_matrices(caps: &mut Caps) {
     use wgpu::CooperativeScalarType::{F16, F32};
@@ -456,6 +471,13 @@ impl Case {
         for &variant in &variants {
             let results = self.run(context, variant).expect("a supported variant runs");
             self.judge(&results, variant.label());
+        }
+        let emulating = emulating(context);
+        let supports =
+            |context: &&Context| Variant::Coop.supports(context.caps(), &self.attention).is_ok();
+        if let Some(context) = emulating.filter(supports) {
+            let results = self.run(context, Variant::Coop).expect("a supported variant runs");
+            self.judge(&results, "attention.coop, emulated");
         }
         variants
     }
