@@ -19,7 +19,7 @@ const RULES: [Rule; 6] = [
     Rule::GatedDelta { per_key_dim: true },
 ];
 
-fn devices() -> [Caps; 3] {
+fn devices() -> [Caps; 4] {
     let device = |memory, invocations, is_cpu| {
         let mut caps = Caps::portable();
         caps.workgroup_memory = memory;
@@ -27,12 +27,16 @@ fn devices() -> [Caps; 3] {
         caps.is_cpu = is_cpu;
         caps
     };
-    [device(16 << 10, 256, false), device(32 << 10, 1024, true), device(48 << 10, 1024, false)]
+    let large = device(48 << 10, 1024, false);
+    let mut matrices = large.clone();
+    matrices.subgroup = Some((32, 32));
+    common::add_matrices(&mut matrices);
+    [device(16 << 10, 256, false), device(32 << 10, 1024, true), large, matrices]
 }
 
-/// The shaders of every configuration with its device; dtypes in turn.
-fn sources() -> Vec<(Caps, Source, Source)> {
-    let dims = [(1, 1), (7, 40), (16, 64), (64, 64), (128, 128), (256, 256), (64, 192)];
+/// The shaders of every configuration with its device, and those that browsers get; dtypes in turn.
+fn sources() -> Vec<(Caps, Source, Option<Source>)> {
+    let dims = [(1, 1), (7, 40), (16, 64), (64, 64), (128, 128), (256, 256), (64, 192), (40, 96)];
     let mut sources = Vec::new();
     let mut turn = 0;
     for caps in devices() {
@@ -53,12 +57,22 @@ fn sources() -> Vec<(Caps, Source, Source)> {
                             continue;
                         }
                         for variant in LinearVariant::ALL {
-                            let compose = |target| {
-                                linear.compose(&caps, variant, target).expect("every device can")
-                            };
-                            let both =
-                                compose(Target::Native).into_iter().zip(compose(Target::Web));
-                            sources.extend(both.map(|(a, b)| (caps.clone(), a, b)));
+                            let coop = variant == LinearVariant::Coop;
+                            // The matrices' own dtype.
+                            let mut linear = linear;
+                            if coop {
+                                linear.dtype = DType::F16;
+                            }
+                            if coop && variant.supports(&caps, &linear).is_err() {
+                                continue;
+                            }
+                            let compose = |target| linear.compose(&caps, variant, target);
+                            let native = compose(Target::Native).expect("every device can");
+                            // Browsers have no matrix units.
+                            let web = (!coop).then(|| compose(Target::Web).expect("as natively"));
+                            let mut web = web.into_iter().flatten();
+                            sources
+                                .extend(native.into_iter().map(|a| (caps.clone(), a, web.next())));
                         }
                     }
                 }
@@ -80,13 +94,19 @@ fn workgroup_bytes(module: &naga::Module) -> u32 {
         .sum()
 }
 
-fn translate(module: &naga::Module, info: &naga::valid::ModuleInfo, name: &str) {
+/// `matrices` keeps HLSL out, whose writer has none.
+fn translate(module: &naga::Module, info: &naga::valid::ModuleInfo, matrices: bool, name: &str) {
     use naga::back::{hlsl, msl, spv};
-    let spirv = spv::Options { lang_version: (1, 3), ..Default::default() };
+    let lang_version = (1, if matrices { 4 } else { 3 });
+    let spirv = spv::Options { lang_version, ..Default::default() };
     spv::write_vec(module, info, &spirv, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
-    let metal = msl::Options { lang_version: (2, 1), ..Default::default() };
+    let lang_version = if matrices { (2, 3) } else { (2, 1) };
+    let metal = msl::Options { lang_version, ..Default::default() };
     msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+    if matrices {
+        return;
+    }
     let direct = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
     hlsl::Writer::new(&mut String::new(), &direct, &hlsl::PipelineOptions::default())
         .write(module, info, None)
@@ -97,8 +117,8 @@ fn translate(module: &naga::Module, info: &naga::valid::ModuleInfo, name: &str) 
 fn every_shader_compiles_for_every_platform_and_fits_its_device() {
     let mut seen = HashSet::new();
     for (caps, native, web) in sources() {
-        // No kernel uses an optional feature, so browsers get the same text.
-        assert_eq!(native, web);
+        // What browsers get uses no optional feature, so it is the same text.
+        assert!(web.is_none_or(|web| web == native));
         if !seen.insert(native.wgsl().to_owned()) {
             continue;
         }
@@ -107,11 +127,19 @@ fn every_shader_compiles_for_every_platform_and_fits_its_device() {
         let module = naga::front::wgsl::parse_str(text)
             .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(text)));
         // naga's name for unpack2x16float, which WebGPU has at its floor.
-        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let matrices = native.label().starts_with("linear.coop");
+        if matrices {
+            assert!(!native.wgsl().contains("// unroll"), "{name}: a marked loop is left");
+            capabilities |= Capabilities::SUBGROUP
+                | Capabilities::SUBGROUP_BARRIER
+                | Capabilities::SHADER_FLOAT16
+                | Capabilities::COOPERATIVE_MATRIX;
+        }
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(text)));
-        translate(&module, &info, name);
+        translate(&module, &info, matrices, name);
         let used = workgroup_bytes(&module);
         assert!(used <= caps.workgroup_memory, "{name}: {used} of {}", caps.workgroup_memory);
         let threads: u32 = module.entry_points[0].workgroup_size.iter().product();
@@ -123,7 +151,7 @@ fn every_shader_compiles_for_every_platform_and_fits_its_device() {
 #[test]
 fn web_shaders_are_left_for_the_browser() {
     let sources = sources();
-    common::write_web_shaders("linear", sources.iter().map(|(_, _, web)| web));
+    common::write_web_shaders("linear", sources.iter().filter_map(|(_, _, web)| web.as_ref()));
 }
 
 /// Lengths, heads, numbers and documents share pipelines.

@@ -1,8 +1,11 @@
-// linear.chunk_sums: adds up the gates, as −gate, from the start of each chunk. The differences of
-// these sums are the logarithms of all decays inside a chunk, and a small difference of large sums
-// must not lose its digits: they are kept as a whole number and a fraction, added in fixed point.
-// (Compensated sums in floating point do not survive compilers that take sums for associative.)
-// An invocation owns one (head, chunk) and one column of gates.
+// linear.chunk_sums: adds up the gates, as −gate, from the start of each span of a chunk, which is
+// the chunk itself or what its kernels take at a time. The differences of these sums are the
+// logarithms of all decays inside a span, and a small difference of large sums must not lose its
+// digits: they are kept as a whole number and a fraction, added in fixed point. (Compensated sums in
+// floating point do not survive compilers that take sums for associative.)
+// An invocation owns one (head, span) and one column of gates.
+
+const SPANS: u32 = CHUNK / SPAN;
 
 @group(0) @binding(1) var<storage, read> gate: array<u32>;
 @group(0) @binding(2) var<storage, read_write> sums: array<vec2<f32>>;
@@ -16,7 +19,8 @@ fn main(
 ) {
     let index = (group.x + group.y * groups.x) * THREADS + thread;
     let column = index % GATES;
-    let entry = index / GATES;
+    let span = index / GATES % SPANS;
+    let entry = index / GATES / SPANS;
     let slot = entry % params.segment_slots;
     let head_and_batch = entry / params.segment_slots;
     if (head_and_batch >= params.heads * params.batch) {
@@ -27,13 +31,14 @@ fn main(
     let chunk = find_chunk(params.first_slot + slot);
     let start = params.gate.w + batch * params.gate.x + head * params.gate.y;
     let dim = select(0u, column, column < params.head_dim);
-    let target_start = (head_and_batch * params.slot_capacity + slot) * CHUNK * GATES + column;
+    let first = span * SPAN;
+    let target_start = ((head_and_batch * params.slot_capacity + slot) * CHUNK + first) * GATES + column;
     var whole = 0.0;
     var fraction = 0u;
     var spoiled = 0.0;
-    for (var i = 0u; i < CHUNK; i++) {
-        if (i < chunk.count) {
-            let at = start + (chunk.begin + i) * params.gate.z + dim;
+    for (var i = 0u; i < SPAN; i++) {
+        if (first + i < chunk.count) {
+            let at = start + (chunk.begin + first + i) * params.gate.z + dim;
             let x = -clamp_gate(element_of(gate[word_of(at, params.gate_dtype)], at, params.gate_dtype));
             if ((bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u) {
                 spoiled = x;

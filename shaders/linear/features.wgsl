@@ -1,6 +1,7 @@
 // The feature maps of queries and keys, four features at a time.
 // Expects: tensors.wgsl, const FEATURE_MAP.
 
+const IDENTITY: u32 = 0u;
 const SILU: u32 = 1u;
 const ELU1: u32 = 2u;
 const TAYLOR2: u32 = 3u;

@@ -1,5 +1,5 @@
 // What the scans over chunks share: the chunks' entries, the caller's state, decays of whole chunks.
-// Expects: sequences.wgsl.
+// Expects: sequences.wgsl, const SPAN, the tokens whose gates are summed together.
 
 @group(0) @binding(1) var<storage, read_write> chunks: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> state: array<f32>;
@@ -11,7 +11,11 @@ fn chunk_decay(head: u32, entry: u32, chunk: Chunk, row: u32) -> f32 {
     if (!GATED) {
         return exp(-slope_of(head) * f32(chunk.count));
     }
-    let sum = sums[(entry * CHUNK + CHUNK - 1u) * GATES + select(0u, row, PER_KEY_DIM)];
+    let column = select(0u, row, PER_KEY_DIM);
+    var sum = vec2(0.0);
+    for (var end = SPAN; end <= CHUNK; end += SPAN) {
+        sum += sums[(entry * CHUNK + end - 1u) * GATES + column];
+    }
     return exp(-sum.x - sum.y);
 }
 

@@ -121,7 +121,7 @@ impl LinearPlan {
         if self.narrow.is_some() {
             sizes.push(("the f32 workspace behind `out`", 4 * elements(self.wide_shape(piece))));
         }
-        if self.variant == LinearVariant::Chunked {
+        if self.variant != LinearVariant::Recurrent {
             for half in &self.halves {
                 sizes.push(("the workspace of two chunks", 2 * self.slot_bytes(half, piece)));
             }
@@ -178,7 +178,7 @@ impl LinearPlan {
             })
         };
         let linear = &self.linear;
-        let chunked = self.variant == LinearVariant::Chunked;
+        let chunked = self.variant != LinearVariant::Recurrent;
         let when = |wanted: bool, label: &str, size: u64| {
             if wanted { make(label, size) } else { Ok(None) }
         };
@@ -299,7 +299,8 @@ impl LinearPlan {
             Kernel::StateScan | Kernel::DeltaScan => vec![uniform, chunks, state, sums, metadata],
             _ => {
                 let is_recurrent = kernel == Kernel::Recurrent;
-                let writes = is_recurrent || kernel == Kernel::ChunkOutput;
+                let writes =
+                    is_recurrent || matches!(kernel, Kernel::ChunkOutput | Kernel::CoopOutput);
                 let out = Some(tensors.out).filter(|_| writes);
                 let denominators = job.denominators.filter(|_| job.half.half == Half::Values);
                 vec![
@@ -330,7 +331,10 @@ impl LinearPlan {
                 let slices = cut(tiles.recurrent_slice);
                 (heads * u64::from(params.documents) * u64::from(slices), slices)
             }
-            Kernel::ChunkSums => (threads(entries * u64::from(tiles.gates(&self.linear))), 1),
+            Kernel::ChunkSums => {
+                let sums = tiles.gates(&self.linear) * (tiles.chunk / tiles.block);
+                (threads(entries * u64::from(sums)), 1)
+            }
             Kernel::ChunkState => {
                 let slices = cut(tiles.state_slice);
                 (entries * u64::from(tiles.feature_vecs.div_ceil(16) * slices), slices)
@@ -339,7 +343,8 @@ impl LinearPlan {
                 let vectors = 4 * tiles.feature_vecs * tiles.value_vecs;
                 (threads(heads * u64::from(vectors)), 1)
             }
-            Kernel::ChunkCorrect => (entries, 1),
+            Kernel::ChunkCorrect | Kernel::CoopState => (entries, 1),
+            Kernel::CoopOutput => (entries * u64::from(params.group), 1),
             Kernel::DeltaScan => {
                 let slices = cut(tiles.delta_slice);
                 (heads * u64::from(slices), slices)

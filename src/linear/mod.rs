@@ -155,9 +155,12 @@ pub struct LinearAttention {
     pub documents: bool,
     /// What becomes of the state.
     pub carry: Carry,
-    /// Tokens of one chunk in the chunked kernels, a multiple of 16 up to 128; `None` leaves it to
-    /// the device.
+    /// Tokens of one chunk in the chunked kernels, a multiple of 16 up to 4096 (128 without matrix
+    /// units); `None` leaves it to the device.
     pub chunk: Option<u32>,
+    /// Tokens of a chunk that the kernels on matrix units take at a time, a multiple of 16 up to 128
+    /// that divides the chunk; `None` leaves it to the device.
+    pub block: Option<u32>,
     /// How tensors lie in memory; `None` decides by the dims alone.
     pub access: Option<Alignment>,
 }
@@ -175,6 +178,7 @@ impl LinearAttention {
             documents: false,
             carry: Carry::None,
             chunk: None,
+            block: None,
             access: None,
         }
     }
@@ -225,6 +229,13 @@ impl LinearAttention {
     #[must_use]
     pub const fn with_chunk(mut self, tokens: u32) -> Self {
         self.chunk = Some(tokens);
+        self
+    }
+
+    /// Sets the tokens that the kernels on matrix units take at a time.
+    #[must_use]
+    pub const fn with_block(mut self, tokens: u32) -> Self {
+        self.block = Some(tokens);
         self
     }
 
@@ -334,14 +345,12 @@ impl LinearAttention {
                 ));
             }
         }
-        if let Some(chunk) =
-            self.chunk.filter(|c| !(c.is_multiple_of(16) && (16..=128).contains(c)))
-        {
-            return Err(Error::config(
-                "chunk",
-                "a multiple of 16 from 16 to 128",
-                chunk.to_string(),
-            ));
+        for (name, tokens, most) in [("chunk", self.chunk, 4096), ("block", self.block, 128)] {
+            let is_wrong = |n: &u32| !(n.is_multiple_of(16) && (16..=most).contains(n));
+            if let Some(tokens) = tokens.filter(is_wrong) {
+                let expected = format!("a multiple of 16 from 16 to {most}");
+                return Err(Error::config(name, expected, tokens.to_string()));
+            }
         }
         let fours = shape.head_dim.is_multiple_of(4) && shape.value_dim.is_multiple_of(4);
         if self.alignment() == Alignment::Vec4 && !fours {

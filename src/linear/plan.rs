@@ -3,8 +3,8 @@
 use super::tiles::{Half, Tiles};
 use super::variant::Kernel;
 use super::{LinearAttention, LinearVariant};
-use crate::shader::{Header, Source, Target};
-use crate::{Array, Bound, Caps, Context, Error, View, plan, workspace};
+use crate::shader::{Source, Target};
+use crate::{Array, Bound, Caps, Context, Error, Unsupported, View, plan, workspace};
 
 /// The tensors that a call of linear attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +158,9 @@ impl LinearAttention {
     ) -> Result<Vec<Source>, Error> {
         self.validate()?;
         variant.supports(caps, self)?;
+        if variant == LinearVariant::Coop && target == Target::Web {
+            return Err(Unsupported::new(variant.label(), "browsers have no matrix units").into());
+        }
         let halves = self.halves().flat_map(|half| self.sources(caps, variant, half, target).1);
         let sources = halves.map(|(_, source)| source);
         Ok(sources.chain(self.narrow_source(target)).collect())
@@ -176,11 +179,9 @@ impl LinearAttention {
         half: Half,
         target: Target,
     ) -> (Tiles, Vec<(Kernel, Source)>) {
-        let (tiles, _) = Tiles::new(caps, self, half);
-        let compose = |kernel: Kernel| {
-            let header = Header::default().unrolled(!caps.is_cpu);
-            (kernel, kernel.source(self, half, &tiles, (header, target)))
-        };
+        let variant = variant.of_half(half);
+        let (tiles, _) = Tiles::new(caps, variant, self, half);
+        let compose = |kernel: Kernel| (kernel, kernel.source(self, half, &tiles, (caps, target)));
         (tiles, variant.kernels(self).into_iter().map(compose).collect())
     }
 
@@ -229,7 +230,9 @@ impl LinearPlan {
     pub fn chunk(&self) -> u32 {
         match self.variant {
             LinearVariant::Recurrent => 1,
-            LinearVariant::Chunked => self.halves.last().map_or(1, |half| half.tiles.chunk),
+            LinearVariant::Coop | LinearVariant::Chunked => {
+                self.halves.last().map_or(1, |half| half.tiles.chunk)
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! How the kernels of linear attention cut their work: a pure function of capabilities and
 //! configuration.
 
-use super::{FeatureMap, LinearAttention};
+use super::{FeatureMap, LinearAttention, LinearVariant};
 use crate::{Alignment, Caps};
 
 /// Threads of one workgroup of `linear.recurrent` and `linear.delta_scan`.
@@ -40,12 +40,57 @@ pub(super) struct Tiles {
     pub output_slice: u32,
     /// Vectors of features in workgroup memory at a time, for the outputs of chunks.
     pub chunk_vecs: u32,
+    /// Tokens that are taken at a time on matrix units, and whose gates are summed together: a part
+    /// of the chunk; all of it elsewhere.
+    pub block: u32,
 }
 
 impl Tiles {
-    /// The sizes for a configuration. The chunked kernels' are `None` where the device's workgroup
-    /// memory is too small for the chunk.
-    pub fn new(caps: &Caps, linear: &LinearAttention, half: Half) -> (Self, bool) {
+    /// The sizes for a configuration, and whether the variant's kernels fit the device's workgroup
+    /// memory.
+    pub fn new(
+        caps: &Caps,
+        variant: LinearVariant,
+        linear: &LinearAttention,
+        half: Half,
+    ) -> (Self, bool) {
+        match variant {
+            LinearVariant::Coop => Self::coop(caps, linear),
+            _ => Self::portable(caps, linear, half),
+        }
+    }
+
+    /// Sizes of the kernels on matrix units: whole matrices of 16.
+    fn coop(caps: &Caps, linear: &LinearAttention) -> (Self, bool) {
+        let shape = &linear.shape;
+        let block = linear.block.unwrap_or_else(|| default_block(caps, linear));
+        let tiles = Self {
+            feature_vecs: shape.head_dim.next_multiple_of(16) / 4,
+            value_vecs: shape.value_dim.next_multiple_of(16) / 4,
+            head_vecs: shape.head_dim.next_multiple_of(16) / 4,
+            chunk: linear.chunk.unwrap_or_else(|| coop_chunk(linear, block)),
+            block,
+            ..Self::portable(caps, linear, Half::Values).0
+        };
+        (tiles, tiles.coop_bytes() <= caps.workgroup_memory)
+    }
+
+    /// Threads of a workgroup on matrix units: a subgroup of 32 for 16 columns.
+    pub const fn coop_threads(&self) -> u32 {
+        8 * self.value_vecs
+    }
+
+    /// Bytes of workgroup memory of `linear.coop_output`: the arithmetic of the shader.
+    fn coop_bytes(&self) -> u32 {
+        let strips = self.value_vecs / 4;
+        let rooms = (16 + 8) * 16 * 6 * strips;
+        let keys = 8 * self.block * (self.feature_vecs + 2);
+        let queries = 8 * self.block * (self.feature_vecs.max(self.block / 4) + 2);
+        rooms + keys + queries + 8 * self.block + 64 * strips + 32
+    }
+
+    /// Sizes of the kernels that need no matrix units.
+    fn portable(caps: &Caps, linear: &LinearAttention, half: Half) -> (Self, bool) {
         let features = match linear.feature_map {
             FeatureMap::Taylor2 => linear.features().next_multiple_of(4),
             _ => caps.compiled_dim(linear.shape.head_dim),
@@ -56,11 +101,15 @@ impl Tiles {
         };
         let feature_vecs = features / 4;
         let power = value_vecs.next_power_of_two();
+        // Of a normalised call on matrix units, a chunk that was asked for is the other half's.
+        let asked = linear.chunk.filter(|&chunk| half == Half::Values || chunk <= 128);
+        let chunk = asked.unwrap_or_else(|| default_chunk(linear));
         let mut tiles = Self {
             feature_vecs,
             value_vecs,
             head_vecs: caps.compiled_dim(linear.shape.head_dim) / 4,
-            chunk: linear.chunk.unwrap_or_else(|| default_chunk(linear)),
+            chunk,
+            block: chunk,
             // 4096 elements of the state in registers, 32 a thread.
             recurrent_slice: (1024 / features.next_power_of_two()).min(power).min(32),
             state_slice: if value_vecs > 16 { 32 } else { 16 },
@@ -127,6 +176,26 @@ impl Tiles {
 const fn default_chunk(linear: &LinearAttention) -> u32 {
     if linear.rule.is_per_key_dim() || linear.rule.is_delta() { 32 } else { 64 }
 }
+
+/// Tokens that the kernels on matrix units take at a time where none are asked for. Two workgroups
+/// share a core of an H100 at D=64, and one of eight subgroups fills it at D=128.
+fn default_block(caps: &Caps, linear: &LinearAttention) -> u32 {
+    // Emulated: several matrices where the memory of a software driver lets them.
+    if caps.is_cpu && linear.shape.head_dim.max(linear.shape.value_dim) > 64 { 16 } else { 32 }
+}
+
+/// Tokens of a chunk on matrix units where none are asked for: its state is written and read in f32,
+/// which long chunks do seldom, while short ones keep more workgroups busy.
+fn coop_chunk(linear: &LinearAttention, block: u32) -> u32 {
+    let shape = &linear.shape;
+    let tokens = u64::from(shape.batch) * u64::from(shape.key_heads) * u64::from(shape.key_len);
+    let blocks = tokens / (WORKGROUPS * u64::from(block));
+    // A power of two, so that few kernels are compiled.
+    block << blocks.clamp(4, 32).ilog2()
+}
+
+/// Workgroups that a device should have to do: several for each of some hundred cores.
+const WORKGROUPS: u64 = 1024;
 
 /// How the tensors of one half are reached: the denominators are f32 numbers of a workspace.
 pub(super) fn alignment(linear: &LinearAttention, half: Half) -> Alignment {

@@ -7,12 +7,14 @@ use super::tiles::{Half, SMALL_THREADS, THREADS, Tiles, alignment};
 use super::{FeatureMap, LinearAttention};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::workspace::dtype_fragment;
-use crate::{Alignment, Caps, Error, Unsupported};
+use crate::{Alignment, Caps, DType, Error, Unsupported};
 
 /// An algorithm: the recurrence itself, or the one over chunks of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LinearVariant {
+    /// As `Chunked`, on matrix units: f16 tensors, f32 states and sums; natively only.
+    Coop,
     /// Token by token, for decoding: `shaders/linear/recurrent.wgsl`.
     Recurrent,
     /// What each chunk adds to the state, a scan over chunks, then the outputs of all chunks.
@@ -21,6 +23,12 @@ pub enum LinearVariant {
 
 /// Storage buffers that the kernels bind.
 const STORAGE_BUFFERS: u32 = 8;
+
+/// The largest dim of the kernels on matrix units, which keep the state in their matrices.
+const COOP_DIM: u32 = 128;
+
+/// The most tokens of a chunk of the portable kernels, which have it in workgroup memory.
+const CHUNK: u32 = 128;
 
 /// Up to so many tokens are taken one by one when nothing is forced.
 const RECURRENT_TOKENS: u32 = 16;
@@ -55,15 +63,18 @@ pub(super) enum Kernel {
     ChunkCorrect,
     DeltaScan,
     ChunkOutput,
+    CoopState,
+    CoopOutput,
 }
 
 impl LinearVariant {
     /// All of them, in the order in which `plan` asks them.
-    pub const ALL: [Self; 2] = [Self::Chunked, Self::Recurrent];
+    pub const ALL: [Self; 3] = [Self::Coop, Self::Chunked, Self::Recurrent];
 
     /// The name on the command line and in files: `chunked`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Coop => "coop",
             Self::Recurrent => "recurrent",
             Self::Chunked => "chunked",
         }
@@ -72,6 +83,7 @@ impl LinearVariant {
     /// The label on the device and in benchmarks: `linear.chunked`.
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Coop => "linear.coop",
             Self::Recurrent => "linear.recurrent",
             Self::Chunked => "linear.chunked",
         }
@@ -89,10 +101,16 @@ impl LinearVariant {
                 caps.storage_buffers
             ));
         }
-        let (tiles, fits) = Tiles::new(caps, linear, Half::Values);
+        if self == Self::Coop
+            && let Some(reason) = coop_lacks(caps, linear)
+        {
+            return refuse(reason.into());
+        }
+        let (tiles, fits) = Tiles::new(caps, self, linear, Half::Values);
         let threads = match self {
             Self::Recurrent => THREADS,
             Self::Chunked => THREADS.max(2 * tiles.chunk),
+            Self::Coop => THREADS.max(tiles.coop_threads()),
         };
         if threads > caps.workgroup_invocations {
             return refuse(format!(
@@ -102,6 +120,15 @@ impl LinearVariant {
         }
         if self == Self::Recurrent {
             return Ok(());
+        }
+        if self == Self::Coop && !tiles.chunk.is_multiple_of(tiles.block) {
+            return refuse(format!(
+                "its chunks are multiples of the {} tokens it takes at a time, not {}",
+                tiles.block, tiles.chunk
+            ));
+        }
+        if self == Self::Chunked && tiles.chunk > CHUNK {
+            return refuse(format!("its chunks have at most {CHUNK} tokens, not {}", tiles.chunk));
         }
         if linear.rule.is_delta() && tiles.chunk > 32 {
             return refuse(format!(
@@ -124,11 +151,10 @@ impl LinearVariant {
     /// # Errors
     /// [`Error::Unsupported`] with the reasons of all, where none can.
     pub fn choose(caps: &Caps, linear: &LinearAttention) -> Result<Self, Error> {
-        let preferred = if linear.shape.key_len <= RECURRENT_TOKENS {
-            [Self::Recurrent, Self::Chunked]
-        } else {
-            Self::ALL
-        };
+        let mut preferred = Self::ALL;
+        if linear.shape.key_len <= RECURRENT_TOKENS {
+            preferred.reverse();
+        }
         let mut refusals: Vec<Unsupported> = Vec::new();
         for variant in preferred {
             match variant.supports(caps, linear) {
@@ -144,22 +170,29 @@ impl LinearVariant {
         Err(Unsupported::new("linear", reasons.join("; ")).into())
     }
 
+    /// The variant that computes one half: the denominators, a single column, are no work for
+    /// matrix units.
+    pub(super) const fn of_half(self, half: Half) -> Self {
+        match (self, half) {
+            (Self::Coop, Half::Ones) => Self::Chunked,
+            _ => self,
+        }
+    }
+
     /// The kernels of the variant, in the order in which they run.
     pub(super) fn kernels(self, linear: &LinearAttention) -> Vec<Kernel> {
-        let mut kernels = Vec::new();
         if self == Self::Recurrent {
             return vec![Kernel::Recurrent];
         }
-        if linear.rule.is_gated() {
-            kernels.push(Kernel::ChunkSums);
-        }
-        kernels.extend(if linear.rule.is_delta() {
-            [Kernel::ChunkCorrect, Kernel::DeltaScan]
-        } else {
-            [Kernel::ChunkState, Kernel::StateScan]
-        });
-        kernels.push(Kernel::ChunkOutput);
-        kernels
+        let sums = linear.rule.is_gated().then_some(Kernel::ChunkSums);
+        let chain = match self {
+            Self::Coop => [Kernel::CoopState, Kernel::StateScan, Kernel::CoopOutput],
+            _ if linear.rule.is_delta() => {
+                [Kernel::ChunkCorrect, Kernel::DeltaScan, Kernel::ChunkOutput]
+            }
+            _ => [Kernel::ChunkState, Kernel::StateScan, Kernel::ChunkOutput],
+        };
+        sums.into_iter().chain(chain).collect()
     }
 }
 
@@ -173,6 +206,8 @@ impl Kernel {
             Self::ChunkCorrect => "linear.chunk_correct",
             Self::DeltaScan => "linear.delta_scan",
             Self::ChunkOutput => "linear.chunk_output",
+            Self::CoopState => "linear.coop_state",
+            Self::CoopOutput => "linear.coop_output",
         }
     }
 
@@ -185,6 +220,8 @@ impl Kernel {
             Self::ChunkCorrect => fragment!(super "linear/chunk_correct.wgsl"),
             Self::DeltaScan => fragment!(super "linear/delta_scan.wgsl"),
             Self::ChunkOutput => fragment!(super "linear/chunk_output.wgsl"),
+            Self::CoopState => fragment!(super "linear/coop_state.wgsl"),
+            Self::CoopOutput => fragment!(super "linear/coop_output.wgsl"),
         }
     }
 
@@ -196,16 +233,25 @@ impl Kernel {
         }
     }
 
+    /// Whether it computes on matrix units.
+    pub const fn is_coop(self) -> bool {
+        matches!(self, Self::CoopState | Self::CoopOutput)
+    }
+
     /// The composed shader.
     pub fn source(
         self,
         linear: &LinearAttention,
         half: Half,
         tiles: &Tiles,
-        (header, target): (Header, Target),
+        (caps, target): (&Caps, Target),
     ) -> Source {
         let rule = linear.rule;
-        let mut header = header
+        let mut header = Header::default().unrolled(!caps.is_cpu);
+        if self.is_coop() {
+            header = header.subgroups().matrices(caps);
+        }
+        header = header
             .switch("GATED", rule.is_gated())
             .switch("PER_KEY_DIM", rule.is_per_key_dim())
             .switch("DELTA", rule.is_delta())
@@ -245,7 +291,14 @@ impl Kernel {
                 header = header.size("CHUNK_VECS", tiles.chunk_vecs);
                 (None, Some(tiles.output_slice))
             }
+            Self::CoopState | Self::CoopOutput => {
+                header = header.size("BLOCK", tiles.block);
+                (None, None)
+            }
         };
+        if matches!(self, Self::ChunkSums | Self::StateScan | Self::DeltaScan) {
+            header = header.size("SPAN", tiles.block);
+        }
         if let Some(threads) = threads {
             header = header.size("THREADS", threads);
         }
@@ -258,6 +311,9 @@ impl Kernel {
             }
             Self::Recurrent | Self::ChunkSums => {}
             _ => fragments.push(fragment!(super "linear/chunks.wgsl")),
+        }
+        if self.is_coop() {
+            fragments.push(fragment!(super "linear/coop_block.wgsl"));
         }
         fragments.push(self.fragment());
         Source::compose(self.label(), target, &header, &fragments, self.bindings())
@@ -283,6 +339,27 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
     fragments.push(fragment!(super "linear/tensors.wgsl"));
     fragments.push(fragment!(super "linear/features.wgsl"));
     fragments
+}
+
+/// What the kernels on matrix units miss on a device or in a configuration, if anything.
+fn coop_lacks(caps: &Caps, linear: &LinearAttention) -> Option<&'static str> {
+    if let Some(reason) = caps.lacks_matrices() {
+        Some(reason)
+    } else if linear.dtype != DType::F16 {
+        Some("it takes f16 tensors")
+    } else if linear.alignment() != Alignment::Vec4 {
+        Some("it needs dims, offsets and strides that are multiples of 4")
+    } else if linear.rule.is_delta() {
+        Some("it has no form of the delta rules")
+    } else if linear.rule.is_per_key_dim() {
+        Some("gates per key dimension do not factor into products of whole matrices")
+    } else if linear.feature_map == FeatureMap::Taylor2 {
+        Some("it maps features element by element, and taylor2 multiplies them")
+    } else if linear.shape.head_dim.max(linear.shape.value_dim) > COOP_DIM {
+        Some("it keeps the state in matrices, which ends at dims of 128")
+    } else {
+        None
+    }
 }
 
 impl fmt::Display for LinearVariant {

@@ -4,7 +4,7 @@
 //! A subgroup of 32 becomes 32 neighbouring invocations of a workgroup, and each holds its part of a
 //! matrix of 16x16: of a sum half a row, of a left factor the whole row, and of a right factor the
 //! columns of its half. What waits for a subgroup waits for the workgroup, so conditions around it
-//! must be uniform there, and those that ask the whole subgroup are asked of the whole workgroup.
+//! must be uniform there, and what is asked of all lanes is asked of the whole workgroup.
 //! Lanes shuffle as the driver lets them, which reaches no further than its own subgroups do.
 
 use std::collections::BTreeSet;
@@ -12,13 +12,14 @@ use std::collections::BTreeSet;
 use super::unroll::Line;
 
 /// The types of matrices and the calls that keep their arguments.
-const NAMES: [(&str, &str); 6] = [
+const NAMES: [(&str, &str); 7] = [
     ("coop_mat16x16<f16, A>", "LeftMatrix"),
     ("coop_mat16x16<f16, B>", "RightMatrix"),
     ("coop_mat16x16<f32, C>", "SumMatrix"),
     ("coopMultiplyAdd(", "multiply_add("),
     ("subgroupBarrier(", "workgroupBarrier("),
     ("subgroupAny(", "any_of_workgroup("),
+    ("subgroupMax(", "max_of_workgroup("),
 ];
 
 /// The parameters of an entry point that say where an invocation is in its subgroup.
@@ -37,7 +38,7 @@ alias LeftMatrix = mat4x4<f32>;
 alias RightMatrix = array<vec4<f32>, 32>;
 alias SumMatrix = mat2x4<f32>;
 var<private> matrix_lane: u32;
-var<workgroup> any_flag: atomic<u32>;
+var<workgroup> largest_number: atomic<u32>;
 fn multiply_add(left: LeftMatrix, right: RightMatrix, sum: SumMatrix) -> SumMatrix {
     var a = left;
     var b = right;
@@ -48,15 +49,16 @@ fn multiply_add(left: LeftMatrix, right: RightMatrix, sum: SumMatrix) -> SumMatr
     }
     return c;
 }
+fn max_of_workgroup(x: u32) -> u32 {
+    workgroupBarrier();
+    atomicStore(&largest_number, 0u);
+    workgroupBarrier();
+    atomicMax(&largest_number, x);
+    workgroupBarrier();
+    return atomicLoad(&largest_number);
+}
 fn any_of_workgroup(x: bool) -> bool {
-    workgroupBarrier();
-    atomicStore(&any_flag, 0u);
-    workgroupBarrier();
-    if (x) {
-        atomicStore(&any_flag, 1u);
-    }
-    workgroupBarrier();
-    return atomicLoad(&any_flag) != 0u;
+    return max_of_workgroup(select(0u, 1u, x)) != 0u;
 }
 ";
 

@@ -1,0 +1,232 @@
+// What the kernels of linear attention on matrix units share: cooperative matrices of 16 x 16, f16
+// products summed in f32. A workgroup walks a chunk BLOCK tokens at a time; a subgroup owns a strip
+// of 16 columns, of the state and of all that is made of values, and nobody else sees its strip:
+//  1. A matrix's elements cannot be touched, so what must be scaled goes through the subgroup's room
+//     for one matrix, in f32 or f16, and only the subgroup itself waits for that.
+//  2. Factors in f16 are multiplied by the power of two that their largest finite element allows, so
+//     that neither long sums nor small numbers leave its range.
+//  3. A state that is kept must be exact to f32, where outputs are rounded to f16: with EXACT, what
+//     f16 leaves of a factor is a factor of its own.
+//  4. Keys and values are loaded a block ahead and without a condition, or the load would be waited
+//     for at once: tokens beyond the chunk are copies of its last, and their values count as 0.
+// Expects: chunks.wgsl, features.wgsl, load_vec4.wgsl, const BLOCK, QUERY_VECS, EXACT.
+
+const FEATURE_TILES: u32 = FEATURE_VECS / 4u;
+const TOKEN_TILES: u32 = BLOCK / 16u;
+const STRIPS: u32 = VALUE_VECS / 4u;
+const THREADS: u32 = 32u * STRIPS;
+// Strides in vectors of four; the padding keeps rows out of each other's banks.
+const KEY_STRIDE: u32 = FEATURE_VECS + 2u;
+const ROOM_STRIDE: u32 = 6u;
+const KEY_LOADS: u32 = (BLOCK * FEATURE_VECS + THREADS - 1u) / THREADS;
+// Features that are no elements of a tensor are more exact than f16.
+const EXACT_KEYS: bool = EXACT && FEATURE_MAP != IDENTITY;
+const KEY_REST_VECS: u32 = select(2u, BLOCK * KEY_STRIDE, EXACT_KEYS);
+const LOST_LOADS: u32 = (BLOCK + THREADS - 1u) / THREADS;
+
+const_assert FEATURE_VECS % 4u == 0u && VALUE_VECS % 4u == 0u;
+const_assert BLOCK % 16u == 0u && CHUNK % BLOCK == 0u;
+
+// Matrices load from addresses that are multiples of 16 bytes: vectors of f32 come first, and every
+// array is a multiple of 16 bytes long.
+struct Tiles {
+    // [16, 16] of each subgroup
+    wide: array<vec4<f32>, STRIPS * 16u * ROOM_STRIDE>,
+    narrow: array<vec4<f16>, STRIPS * 16u * ROOM_STRIDE>,
+    keys: array<vec4<f16>, BLOCK * KEY_STRIDE>,
+    key_rests: array<vec4<f16>, KEY_REST_VECS>,
+    queries: array<vec4<f16>, QUERY_VECS>,
+}
+
+var<workgroup> tiles: Tiles;
+// −log of what is left of the state before the block after each of its tokens: a whole number and
+// a fraction.
+var<workgroup> lost: array<vec2<f32>, BLOCK>;
+
+alias State = array<coop_mat16x16<f32, C>, FEATURE_TILES>;
+// A lane's part of [BLOCK, 16]: two vectors of a row of each matrix.
+alias Strip = array<vec4<f32>, 2u * TOKEN_TILES>;
+
+struct Lane {
+    strip: u32, // its subgroup
+    row: u32, // of a matrix
+    half: u32, // vectors `half` and `half + 2` of the row are its own
+    room: u32, // where its row starts in its subgroup's room
+}
+
+fn lane_of(subgroup: u32, subgroup_lane: u32) -> Lane {
+    let row = subgroup_lane / 2u;
+    return Lane(subgroup, row, subgroup_lane % 2u, (16u * subgroup + row) * ROOM_STRIDE);
+}
+
+// The block that is computed: its tokens are `first` and on, in the chunk.
+struct Block {
+    first: u32,
+    count: u32,
+}
+
+fn block_at(here: Place, first: u32) -> Block {
+    return Block(first, min(BLOCK, here.chunk.count - first));
+}
+
+// A thread's share of the next block, under way while it computes.
+struct Next {
+    key: array<Ahead, KEY_LOADS>,
+    value: array<Ahead, 2u * TOKEN_TILES>,
+    lost: array<vec2<f32>, LOST_LOADS>,
+}
+
+fn fetch(next: ptr<function, Next>, thread: u32, lane: Lane, here: Place, first: u32) {
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        let i = n * THREADS + thread;
+        let row = key_start(here.batch, here.head, token_at(here.chunk, first + i / FEATURE_VECS));
+        (*next).key[n] = key_ahead(row, 4u * (i % FEATURE_VECS));
+    }
+    let value_start = params.value.w + here.batch * params.value.x + here.head * params.value.y;
+    // unroll
+    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+        let index = token_at(here.chunk, first + 16u * (n / 2u) + lane.row);
+        let vector = 4u * lane.strip + 2u * (n % 2u) + lane.half;
+        (*next).value[n] = value_ahead(value_start + index * params.value.z, 4u * vector);
+    }
+    if (GATED) {
+        // unroll
+        for (var n = 0u; n < LOST_LOADS; n++) {
+            let local = first + min(n * THREADS + thread, BLOCK - 1u);
+            (*next).lost[n] = gate_sum(here, min(local, CHUNK - 1u), 0u);
+        }
+    }
+}
+
+// Four features; 0 beyond the last.
+fn features_of(vector: Ahead, dim: u32) -> vec4<f32> {
+    return map_elements(select(vec4(0.0), arrived(vector), dim < params.head_dim), dim);
+}
+
+// What is left of numbers once they are rounded to f16.
+fn rest_of(x: vec4<f32>) -> vec4<f32> {
+    return x - vec4<f32>(vec4<f16>(x));
+}
+
+fn put(next: ptr<function, Next>, thread: u32, block: Block, slope: f32) {
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        let i = n * THREADS + thread;
+        let at = i / FEATURE_VECS * KEY_STRIDE + i % FEATURE_VECS;
+        if (i < BLOCK * FEATURE_VECS) {
+            let features = features_of((*next).key[n], 4u * (i % FEATURE_VECS));
+            tiles.keys[at] = vec4<f16>(features);
+            if (EXACT_KEYS) {
+                tiles.key_rests[at] = vec4<f16>(rest_of(features));
+            }
+        }
+    }
+    // unroll
+    for (var n = 0u; n < LOST_LOADS; n++) {
+        let local = n * THREADS + thread;
+        if (local < BLOCK) {
+            // exp(-200) is nothing in f32.
+            let steady = min(slope, 200.0) * f32(min(local + 1u, block.count));
+            lost[local] = select(vec2(floor(steady), fract(steady)), (*next).lost[n], GATED);
+        }
+    }
+}
+
+// What is left of token `origin` when token `now` is answered (origin ≤ now).
+fn left_between(now: u32, origin: u32) -> f32 {
+    return decay_between(lost[now], lost[origin]);
+}
+
+// The bits of the largest finite magnitude among four numbers, which order as the numbers do.
+fn largest_bits(x: vec4<f32>) -> u32 {
+    let bits = bitcast<vec4<u32>>(x) & vec4(0x7fffffffu);
+    let finite = select(vec4(0u), bits, bits < vec4(0x7f800000u));
+    return max(max(finite.x, finite.y), max(finite.z, finite.w));
+}
+
+// A power of two that brings a number of these bits to between 2^14 and 2^15, and its inverse.
+fn f16_scale(bits: u32) -> vec2<f32> {
+    let exponent = clamp(268u - (bits >> 23u), 67u, 187u);
+    return vec2(bitcast<f32>(exponent << 23u), bitcast<f32>((254u - exponent) << 23u));
+}
+
+// A lane's values of a block; 0 beyond the last token and dimension.
+fn values_of(next: ptr<function, Next>, lane: Lane, block: Block) -> Strip {
+    var strip: Strip;
+    // unroll
+    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+        let dim = 4u * (4u * lane.strip + 2u * (n % 2u) + lane.half);
+        let exists = 16u * (n / 2u) + lane.row < block.count && dim < params.value_dim;
+        strip[n] = select(vec4(0.0), arrived((*next).value[n]), exists);
+    }
+    return strip;
+}
+
+// A matrix of which each lane gives its two vectors.
+fn right_factor(lane: Lane, left: vec4<f32>, right: vec4<f32>) -> coop_mat16x16<f16, B> {
+    tiles.narrow[lane.room + lane.half] = vec4<f16>(left);
+    tiles.narrow[lane.room + 2u + lane.half] = vec4<f16>(right);
+    subgroupBarrier();
+    let factor = coopLoadT<coop_mat16x16<f16, B>>(&tiles.narrow[16u * lane.strip * ROOM_STRIDE], ROOM_STRIDE);
+    subgroupBarrier();
+    return factor;
+}
+
+// No literal makes a matrix: this one comes from memory.
+fn zero_matrix(lane: Lane) -> coop_mat16x16<f32, C> {
+    tiles.wide[lane.room + lane.half] = vec4(0.0);
+    tiles.wide[lane.room + 2u + lane.half] = vec4(0.0);
+    subgroupBarrier();
+    let zero = coopLoadT<coop_mat16x16<f32, C>>(&tiles.wide[16u * lane.strip * ROOM_STRIDE], ROOM_STRIDE);
+    subgroupBarrier();
+    return zero;
+}
+
+// Takes a block into the strip's state: what is left of it, and Σ decay · k vᵀ. Decays are applied
+// to the values, which are the strip's own.
+fn take_in(
+    state: ptr<function, State>,
+    values: ptr<function, Strip>,
+    zero: coop_mat16x16<f32, C>,
+    lane: Lane,
+) {
+    var largest = 0u;
+    // unroll
+    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+        (*values)[n] *= left_between(BLOCK - 1u, 16u * (n / 2u) + lane.row);
+        largest = max(largest, largest_bits((*values)[n]));
+    }
+    let scale = f16_scale(subgroupMax(largest));
+    var decayed: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
+    var rests: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
+    // unroll
+    for (var t = 0u; t < TOKEN_TILES; t++) {
+        let left = scale.x * (*values)[2u * t];
+        let right = scale.x * (*values)[2u * t + 1u];
+        decayed[t] = right_factor(lane, left, right);
+        if (EXACT) {
+            rests[t] = right_factor(lane, rest_of(left), rest_of(right));
+        }
+    }
+    let total = lost[BLOCK - 1u];
+    let left = exp(-total.x - total.y);
+    // unroll
+    for (var f = 0u; f < FEATURE_TILES; f++) {
+        var added = zero;
+        // unroll
+        for (var t = 0u; t < TOKEN_TILES; t++) {
+            // The transpose of the keys.
+            let keys = coopLoad<coop_mat16x16<f16, A>>(&tiles.keys[16u * t * KEY_STRIDE + 4u * f], KEY_STRIDE);
+            added = coopMultiplyAdd(keys, decayed[t], added);
+            if (EXACT) {
+                added = coopMultiplyAdd(keys, rests[t], added);
+            }
+            if (EXACT_KEYS) {
+                let key_rests = coopLoad<coop_mat16x16<f16, A>>(&tiles.key_rests[select(0u, 16u * t * KEY_STRIDE + 4u * f, EXACT_KEYS)], KEY_STRIDE);
+                added = coopMultiplyAdd(key_rests, decayed[t], added);
+            }
+        }
+        (*state)[f] = (*state)[f] * left + added * scale.y;
+    }
+}
