@@ -9,7 +9,7 @@
 //     f16 leaves of a factor is a factor of its own.
 //  4. Keys and values are loaded a block ahead and without a condition, or the load would be waited
 //     for at once: tokens beyond the chunk are copies of its last, and their values count as 0.
-// Expects: chunks.wgsl, features.wgsl, load_vec4.wgsl, const BLOCK, QUERY_VECS, EXACT.
+// Expects: chunks.wgsl, features.wgsl, load_vec4.wgsl, const BLOCK, WIDE_ROOMS, QUERY_VECS, EXACT.
 
 const FEATURE_TILES: u32 = FEATURE_VECS / 4u;
 const TOKEN_TILES: u32 = BLOCK / 16u;
@@ -31,7 +31,7 @@ const_assert BLOCK % 16u == 0u && CHUNK % BLOCK == 0u;
 // array is a multiple of 16 bytes long.
 struct Tiles {
     // [16, 16] of each subgroup
-    wide: array<vec4<f32>, STRIPS * 16u * ROOM_STRIDE>,
+    wide: array<vec4<f32>, WIDE_ROOMS * 16u * ROOM_STRIDE>,
     narrow: array<vec4<f16>, STRIPS * 16u * ROOM_STRIDE>,
     keys: array<vec4<f16>, BLOCK * KEY_STRIDE>,
     key_rests: array<vec4<f16>, KEY_REST_VECS>,
@@ -173,14 +173,12 @@ fn right_factor(lane: Lane, left: vec4<f32>, right: vec4<f32>) -> coop_mat16x16<
     return factor;
 }
 
-// No literal makes a matrix: this one comes from memory.
+// No literal makes a matrix: this one comes from memory, the first room's, before that is used.
 fn zero_matrix(lane: Lane) -> coop_mat16x16<f32, C> {
-    tiles.wide[lane.room + lane.half] = vec4(0.0);
-    tiles.wide[lane.room + 2u + lane.half] = vec4(0.0);
+    tiles.wide[lane.row * ROOM_STRIDE + lane.half] = vec4(0.0);
+    tiles.wide[lane.row * ROOM_STRIDE + 2u + lane.half] = vec4(0.0);
     subgroupBarrier();
-    let zero = coopLoadT<coop_mat16x16<f32, C>>(&tiles.wide[16u * lane.strip * ROOM_STRIDE], ROOM_STRIDE);
-    subgroupBarrier();
-    return zero;
+    return coopLoadT<coop_mat16x16<f32, C>>(&tiles.wide[0], ROOM_STRIDE);
 }
 
 // Takes a block into the strip's state: what is left of it, and Σ decay · k vᵀ. Decays are applied

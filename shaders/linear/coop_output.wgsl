@@ -9,6 +9,7 @@
 //     as 0, and from their token on their columns are spoilt.
 // Barriers: four of the workgroup for each block of BLOCK tokens.
 
+const WIDE_ROOMS: u32 = STRIPS;
 const QUERY_STRIDE: u32 = max(FEATURE_VECS, BLOCK / 4u) + 2u;
 const QUERY_VECS: u32 = BLOCK * QUERY_STRIDE;
 const EXACT: bool = false;
@@ -225,6 +226,7 @@ fn main(
         for (var t = 0u; t < TOKEN_TILES; t++) {
             sound[t] = right_factor(lane, sound_values(&values, 2u * t, lane, block), sound_values(&values, 2u * t + 1u, lane, block));
         }
+        let spoilt = atomicLoad(&any_spoilt) != 0u;
         // unroll
         for (var t = 0u; t < TOKEN_TILES; t++) {
             var sums = zero;
@@ -252,7 +254,7 @@ fn main(
             for (var n = 0u; n < 2u; n++) {
                 let dim = 4u * (4u * lane.strip + 2u * n + lane.half);
                 var numbers = from_state[n] + factor * score_scale.y * tiles.wide[lane.room + 2u * n + lane.half];
-                if (atomicLoad(&any_spoilt) != 0u) {
+                if (spoilt) {
                     for (var e = 0u; e < 4u; e++) {
                         if (atomicLoad(&spoilt_since[dim + e]) <= first + local) {
                             numbers[e] = bitcast<f32>(params.len | 0x7fc00000u);

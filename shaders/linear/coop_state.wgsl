@@ -3,7 +3,8 @@
 // once, in f32.
 // Barriers: two of the workgroup for each block of BLOCK tokens.
 
-// No queries are staged here.
+// Nothing comes back out of matrices here, and no queries go in.
+const WIDE_ROOMS: u32 = 1u;
 const QUERY_VECS: u32 = 2u;
 const EXACT: bool = true;
 

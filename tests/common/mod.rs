@@ -2,6 +2,8 @@
 //! comparison of every supported variant with the f64 reference.
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
+pub mod linear;
+
 use std::path::Path;
 use std::sync::OnceLock;
 

@@ -1,0 +1,132 @@
+//! What the kernels of linear attention on matrix units do differently, emulated where there are none:
+//! chunks in blocks, factors rounded to f16, and weights of 0 that meet every value. Everything else
+//! they share with the other variants, beside which `linear.rs` runs them.
+
+mod common;
+
+use common::linear::Case;
+use common::{context, emulating};
+use wgpu_attention::{
+    Carry, Context, DType, FeatureMap, LinearAttention, LinearVariant, Rule, Shape,
+};
+
+const RULES: [Rule; 2] = [Rule::Decay, Rule::Gated { per_key_dim: false }];
+
+/// The context of this test binary, if it has matrices of any kind.
+fn matrices() -> Option<&'static Context> {
+    let context = context()?;
+    let context = emulating(context).unwrap_or(context);
+    let linear = LinearAttention::new(Shape::new(1, 1, 64, 16), DType::F16);
+    LinearVariant::Coop.supports(context.caps(), &linear).is_ok().then_some(context)
+}
+
+fn check(context: &Context, case: &Case) {
+    case.check_variant(context, LinearVariant::Coop);
+}
+
+/// Multiplies every number, rounding to f16.
+fn scaled(values: &[f32], by: f32, and: f32) -> Vec<f32> {
+    let scaled: Vec<f32> = values.iter().map(|x| x * by + and).collect();
+    DType::F16.decode(&DType::F16.encode(&scaled))
+}
+
+#[test]
+fn blocks_and_chunks() {
+    let Some(context) = matrices() else { return };
+    for (seed, (block, chunk)) in [(16, 16), (16, 64), (32, 64), (48, 96)].into_iter().enumerate() {
+        for rule in RULES {
+            let shape = Shape::new(1, 2, 197, 32).with_value_dim(48);
+            let linear = LinearAttention::new(shape, DType::F16)
+                .with_rule(rule)
+                .with_block(block)
+                .with_chunk(chunk)
+                .with_carry(Carry::InOut);
+            check(context, &Case::new(linear, seed as u64));
+        }
+    }
+}
+
+#[test]
+fn chunks_are_whole_blocks() {
+    let Some(context) = matrices() else { return };
+    let linear =
+        LinearAttention::new(Shape::new(1, 1, 64, 16), DType::F16).with_chunk(80).with_block(32);
+    let refusal = LinearVariant::Coop.supports(context.caps(), &linear).expect_err("80 = 2.5 · 32");
+    assert!(refusal.reason.contains("multiples of the 32 tokens"), "{refusal:?}");
+}
+
+/// Numbers that f16 could not hold as scores, states or decayed values, were those not scaled.
+#[test]
+fn large_and_small_numbers() {
+    let Some(context) = matrices() else { return };
+    let shape = Shape::new(1, 2, 150, 32).with_value_dim(16);
+    // Factors of queries, keys, values and of the whole.
+    let factors = [
+        [200.0, 200.0, 1.0, 1e-4],
+        [1.0, 300.0, 300.0, 1e-5],
+        [1e-2, 1e-4, 100.0, 100.0],
+        [100.0, 1e-3, 1e-3, 1.0],
+        [1.0, 1.0, 1e-4, 1.0],
+    ];
+    for rule in RULES {
+        let linear = LinearAttention::new(shape, DType::F16)
+            .with_rule(rule)
+            .with_block(16)
+            .with_chunk(64)
+            .with_carry(Carry::Out);
+        for [of_query, of_key, of_value, scale] in factors {
+            let mut case = Case::new(linear.with_scale(scale), 3);
+            case.query = scaled(&case.query, of_query, 0.0);
+            case.key = scaled(&case.key, of_key, 0.0);
+            case.value = scaled(&case.value, of_value, 0.0);
+            check(context, &case);
+        }
+    }
+}
+
+/// Sums that only grow: no decay, and inputs whose means are not 0. The last state is beyond f16.
+#[test]
+fn long_sums() {
+    let Some(context) = matrices() else { return };
+    for map in [FeatureMap::Identity, FeatureMap::Elu1] {
+        let shape = Shape::new(1, 1, 65_536, 16);
+        let linear = LinearAttention::new(shape, DType::F16)
+            .with_feature_map(map)
+            .with_scale(1e-3)
+            .with_chunk(512)
+            .with_carry(Carry::Out);
+        let mut case = Case::new(linear, 5);
+        case.decay = Some(vec![1e-7]);
+        case.key = scaled(&case.key, 1.0, 1.0);
+        case.value = scaled(&case.value, 1.0, 1.0);
+        check(context, &case);
+    }
+}
+
+/// What is no finite number reaches its own token and those after it, of its document and columns.
+#[test]
+fn non_finite_numbers() {
+    let Some(context) = matrices() else { return };
+    let (dim, value_dim) = (16, 32);
+    let shape = Shape::new(1, 1, 150, dim).with_value_dim(value_dim);
+    for rule in RULES {
+        let linear = LinearAttention::new(shape, DType::F16)
+            .with_rule(rule)
+            .with_documents()
+            .with_block(16)
+            .with_chunk(32);
+        let case = Case::with_starts(linear, 6, Some(vec![0, 20, 130, 150]));
+        for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for token in [5, 37, 52, 129] {
+                let spoil = |values: &[f32], dim: u32| {
+                    let mut values = values.to_vec();
+                    values[token * dim as usize + 9] = number;
+                    values
+                };
+                check(context, &Case { query: spoil(&case.query, dim), ..case.clone() });
+                check(context, &Case { key: spoil(&case.key, dim), ..case.clone() });
+                check(context, &Case { value: spoil(&case.value, value_dim), ..case.clone() });
+            }
+        }
+    }
+}
