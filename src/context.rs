@@ -7,9 +7,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use crate::pieces::{Rates, SUBMISSION_TIME};
 use crate::shader::{Binding, Source};
-use crate::{Bound, Caps, Error, MAX_HEAD_DIM, View, readback};
+use crate::{Bound, Caps, Error, MAX_HEAD_DIM, View, pieces, readback};
 
 /// A device, its queue, what it can do, and the pipelines compiled for it so far.
 ///
@@ -20,14 +22,17 @@ pub struct Context {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     caps: Caps,
     checked_shaders: bool,
-    pipelines: Mutex<HashMap<Source, wgpu::ComputePipeline>>,
+    submission_time: Duration,
+    pipelines: Arc<Mutex<HashMap<Source, wgpu::ComputePipeline>>>,
+    rates: Arc<Mutex<Rates>>,
     absent: Absent,
+    first: FirstWorkgroup,
     /// Why the device was lost; only ever set on a device of our own.
     lost: Arc<Mutex<Option<String>>>,
 }
@@ -38,6 +43,36 @@ struct Inner {
 pub(crate) struct Absent {
     pub input: wgpu::Buffer,
     pub outputs: [wgpu::Buffer; 2],
+}
+
+/// Group 1 of every kernel's bindings, and that of a dispatch from its first workgroup on.
+#[derive(Clone, Debug)]
+struct FirstWorkgroup {
+    layout: wgpu::BindGroupLayout,
+    zero: wgpu::BindGroup,
+}
+
+impl FirstWorkgroup {
+    fn new(device: &wgpu::Device) -> Self {
+        let label = Some("first workgroup");
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label,
+            entries: &[entry((0, &Binding::Uniform))],
+        });
+        let number = device.create_buffer(&wgpu::BufferDescriptor {
+            label,
+            // All zeros, as new buffers are.
+            size: 16,
+            usage: wgpu::BufferUsages::UNIFORM,
+            mapped_at_creation: false,
+        });
+        let zero = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label,
+            layout: &layout,
+            entries: &[wgpu::BindGroupEntry { binding: 0, resource: number.as_entire_binding() }],
+        });
+        Self { layout, zero }
+    }
 }
 
 /// The features that make something faster or possible here; asked for when the adapter has them.
@@ -71,7 +106,10 @@ impl Context {
             queue: queue.clone(),
             caps,
             checked_shaders: false,
-            pipelines: Mutex::default(),
+            submission_time: SUBMISSION_TIME,
+            pipelines: Arc::default(),
+            rates: Arc::default(),
+            first: FirstWorkgroup::new(device),
             lost: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -121,9 +159,16 @@ impl Context {
     /// compiler turned on (or off again). Slower by a third to a half; for hunting faults.
     #[must_use]
     pub fn with_checked_shaders(&self, checked: bool) -> Self {
-        let mut inner = self.inner.sibling();
-        inner.checked_shaders = checked;
-        Self { inner: Arc::new(inner) }
+        let pipelines = Arc::default();
+        Self::from(Inner { checked_shaders: checked, pipelines, ..(*self.inner).clone() })
+    }
+
+    /// The same device and pipelines, with another time for a submission of [`run`](Self::run) and
+    /// of [`Bound::pieces`] to take at most, by estimate; 500 ms at first. `Duration::MAX` cuts
+    /// nothing.
+    #[must_use]
+    pub fn with_submission_time(&self, time: Duration) -> Self {
+        Self::from(Inner { submission_time: time, ..(*self.inner).clone() })
     }
 
     /// The device.
@@ -151,17 +196,13 @@ impl Context {
         lock(&self.inner.pipelines).len()
     }
 
-    /// Submits the work of `bound` and waits until the device has done it.
+    /// Submits the work of `bound` and waits until the device has done it; long work in several
+    /// submissions, see [`with_submission_time`](Self::with_submission_time).
+    ///
+    /// # Errors
+    /// A lost device, or one out of memory.
     pub async fn run(&self, bound: &Bound) -> Result<(), Error> {
-        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
-        let mut encoder = self.device().create_command_encoder(&Default::default());
-        bound.encode(&mut encoder);
-        self.queue().submit([encoder.finish()]);
-        let scope = validation.pop();
-        if let Some(error) = scope.await {
-            return Err(self.failure(error));
-        }
-        readback::finished(self).await
+        pieces::run(self, bound).await
     }
 
     /// Reads a tensor back to the host, as contiguous `[batch, heads, len, dim]` numbers. The
@@ -175,6 +216,19 @@ impl Context {
 
     pub(crate) fn absent(&self) -> &Absent {
         &self.inner.absent
+    }
+
+    /// Group 1 of the bindings of a dispatch from its first workgroup on.
+    pub(crate) fn whole_dispatch(&self) -> &wgpu::BindGroup {
+        &self.inner.first.zero
+    }
+
+    pub(crate) fn submission_time(&self) -> Duration {
+        self.inner.submission_time
+    }
+
+    pub(crate) fn rates(&self) -> MutexGuard<'_, Rates> {
+        lock(&self.inner.rates)
     }
 
     /// The device's own account of a loss, or `fallback`.
@@ -236,20 +290,6 @@ impl Context {
     /// Binding numbers are fixed, whether a configuration uses them or not, so the layout is
     /// spelled out rather than derived from the shader.
     fn layout(&self, source: &Source) -> wgpu::PipelineLayout {
-        let entry = |(binding, kind): (usize, &Binding)| wgpu::BindGroupLayoutEntry {
-            binding: binding as u32,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: match kind {
-                    Binding::Uniform => wgpu::BufferBindingType::Uniform,
-                    Binding::Read => wgpu::BufferBindingType::Storage { read_only: true },
-                    Binding::Write => wgpu::BufferBindingType::Storage { read_only: false },
-                },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            count: None,
-        };
         let entries: Vec<_> = source.bindings().iter().enumerate().map(entry).collect();
         let group = self.device().create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(source.label()),
@@ -257,7 +297,7 @@ impl Context {
         });
         self.device().create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(source.label()),
-            bind_group_layouts: &[Some(&group)],
+            bind_group_layouts: &[Some(&group), Some(&self.inner.first.layout)],
             immediate_size: 0,
         })
     }
@@ -280,18 +320,26 @@ impl Context {
     }
 }
 
-impl Inner {
-    /// The same handles without the pipelines.
-    fn sibling(&self) -> Self {
-        Self {
-            device: self.device.clone(),
-            queue: self.queue.clone(),
-            caps: self.caps.clone(),
-            checked_shaders: self.checked_shaders,
-            pipelines: Mutex::default(),
-            absent: self.absent.clone(),
-            lost: self.lost.clone(),
-        }
+impl From<Inner> for Context {
+    fn from(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+fn entry((binding, kind): (usize, &Binding)) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: match kind {
+                Binding::Uniform => wgpu::BufferBindingType::Uniform,
+                Binding::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                Binding::Write => wgpu::BufferBindingType::Storage { read_only: false },
+            },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
     }
 }
 

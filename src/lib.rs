@@ -73,6 +73,7 @@ pub mod mask;
 pub mod merge;
 pub mod onnx;
 pub mod params;
+mod pieces;
 mod plan;
 mod readback;
 mod real;
@@ -96,6 +97,7 @@ pub use linear::{
 };
 pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use merge::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule};
+pub use pieces::Piece;
 pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
 pub use rope::{Rope, RopeInputs, RopePairs, RopePlan};
 pub use scatter::{Scatter, ScatterInputs, ScatterPlan};

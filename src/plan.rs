@@ -150,6 +150,7 @@ fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
 /// A plan bound to buffers: encoding it allocates and compiles nothing.
 #[derive(Clone, Debug)]
 pub struct Bound {
+    pub(crate) context: Context,
     pub(crate) label: &'static str,
     pub(crate) copies: Vec<Copy>,
     pub(crate) steps: Vec<Step>,
@@ -168,12 +169,32 @@ pub(crate) struct Copy {
     pub size: u64,
 }
 
+impl Copy {
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        let (source, target) = (&self.source, &self.target);
+        let (from, to) = (self.source_offset, self.target_offset);
+        encoder.copy_buffer_to_buffer(source, from, target, to, self.size);
+    }
+}
+
 /// One dispatch.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub pipeline: wgpu::ComputePipeline,
     pub group: wgpu::BindGroup,
     pub workgroups: (u32, u32),
+    /// An estimate of its work, in operations.
+    pub cost: f64,
+}
+
+impl Step {
+    /// Records the dispatch of its workgroups, from the one that `first` names.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, first: &wgpu::BindGroup) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.set_bind_group(1, first, &[]);
+        pass.dispatch_workgroups(self.workgroups.0, self.workgroups.1, 1);
+    }
 }
 
 /// Where the side arrays lie in the workspace, in words: in [`Bound::metadata`] those of integers,
@@ -241,22 +262,14 @@ impl Bound {
         timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
     ) {
         for copy in &self.copies {
-            encoder.copy_buffer_to_buffer(
-                &copy.source,
-                copy.source_offset,
-                &copy.target,
-                copy.target_offset,
-                copy.size,
-            );
+            copy.record(encoder);
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some(self.label),
             timestamp_writes,
         });
         for step in &self.steps {
-            pass.set_pipeline(&step.pipeline);
-            pass.set_bind_group(0, &step.group, &[]);
-            pass.dispatch_workgroups(step.workgroups.0, step.workgroups.1, 1);
+            step.record(&mut pass, self.context.whole_dispatch());
         }
     }
 

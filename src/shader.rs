@@ -65,6 +65,9 @@ enum Matrices {
     Emulated,
 }
 
+/// What every kernel numbers its workgroups by.
+const WORKGROUP: Fragment = fragment!("common/workgroup.wgsl");
+
 /// The facts that are compiled into a shader.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Header {
@@ -124,7 +127,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Puts header and fragments together.
+    /// Puts header, the numbering of workgroups and fragments together.
     pub(crate) fn compose(
         label: impl Into<String>,
         target: Target,
@@ -146,6 +149,8 @@ impl Source {
             head.push_str("enable wgpu_cooperative_matrix;\n");
         }
         head.push_str(&header.constants);
+        let fragments: Vec<Fragment> =
+            std::iter::once(WORKGROUP).chain(fragments.iter().copied()).collect();
         let texts = std::iter::once(head.as_str()).chain(fragments.iter().map(|f| f.text));
         let mut lines: Vec<unroll::Line> = Vec::new();
         for (fragment, text) in texts.enumerate() {
@@ -172,7 +177,8 @@ impl Source {
         Self { label: label.into(), wgsl, origins, bindings }
     }
 
-    /// What the kernel binds in group 0, by number.
+    /// What the kernel binds in group 0, by number. Group 1 is the same for all: the number of a
+    /// dispatch's first workgroup, a `u32`.
     pub const fn bindings(&self) -> &'static [Binding] {
         self.bindings
     }

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::params::{NarrowParams, WidenParams};
+use crate::pieces::moving;
 use crate::plan::{Copy, Step};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::{Alignment, Array, Context, DType, Error, View};
@@ -59,6 +60,7 @@ pub(crate) fn widen_step(
         pipeline: pipeline.clone(),
         group: bind_group(context, pipeline, "common.widen", &resources),
         workgroups: grid(context, u64::from(count).div_ceil(u64::from(NARROW_THREADS)))?,
+        cost: moving(6 * u64::from(count)),
     })
 }
 
@@ -94,6 +96,7 @@ pub(crate) fn narrow_step(
         pipeline: pipeline.clone(),
         group: bind_group(context, pipeline, "common.narrow", &resources),
         workgroups: grid(context, workgroups)?,
+        cost: moving(6 * end),
     })
 }
 
@@ -345,6 +348,15 @@ pub(crate) fn bind_group(
     label: &str,
     resources: &[wgpu::BufferBinding<'_>],
 ) -> wgpu::BindGroup {
+    bind_group_of(context, &pipeline.get_bind_group_layout(0), label, resources)
+}
+
+pub(crate) fn bind_group_of(
+    context: &Context,
+    layout: &wgpu::BindGroupLayout,
+    label: &str,
+    resources: &[wgpu::BufferBinding<'_>],
+) -> wgpu::BindGroup {
     let entries: Vec<_> = resources
         .iter()
         .enumerate()
@@ -355,7 +367,7 @@ pub(crate) fn bind_group(
         .collect();
     context.device().create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some(label),
-        layout: &pipeline.get_bind_group_layout(0),
+        layout,
         entries: &entries,
     })
 }

@@ -188,6 +188,7 @@ fn parameters_are_where_the_shaders_look() {
 fn widening_is_told_where_the_shader_looks() {
     let text = concat!(
         "const THREADS: u32 = 64u;\n",
+        include_str!("../shaders/common/workgroup.wgsl"),
         include_str!("../shaders/common/f16.wgsl"),
         include_str!("../shaders/common/widen.wgsl")
     );
@@ -200,11 +201,23 @@ fn widening_is_told_where_the_shader_looks() {
 #[test]
 fn bindings_are_what_the_layout_says() {
     for (source, module) in sources() {
+        let group_of = |(_, variable): (_, &naga::GlobalVariable)| Some(variable.binding?.group);
+        let numbered =
+            module.global_variables.iter().filter_map(group_of).filter(|&group| group == 1);
+        assert_eq!(numbered.count(), 1, "{}", source.label());
+        // A number by hand would miss where a part of a dispatch begins.
+        let numbers = |text: &str| source.wgsl().matches(text).count();
+        assert_eq!(
+            (numbers("groups.x"), numbers("workgroup_number(")),
+            (1, 2),
+            "{}",
+            source.label()
+        );
         let mut declared: Vec<(u32, Binding)> = module
             .global_variables
             .iter()
             .filter_map(|(_, variable)| {
-                let binding = variable.binding?;
+                let binding = variable.binding.filter(|binding| binding.group != 1)?;
                 assert_eq!(binding.group, 0, "{}", source.label());
                 let kind = match variable.space {
                     naga::AddressSpace::Uniform => Binding::Uniform,

@@ -56,7 +56,8 @@ impl Parts {
         host
     }
 
-    fn check(&self, context: &Context) {
+    /// The merged outputs and, where they are asked for, LSEs.
+    fn run(&self, context: &Context) -> (Vec<f32>, Vec<f32>) {
         let merge = &self.merge;
         let [batch, heads, len, dim] = merge.shape;
         let rows = |values: &[f32]| {
@@ -84,7 +85,12 @@ impl Parts {
         let plan = pollster::block_on(merge.plan(context)).expect("plans");
         let bound = plan.bind(&inputs, &outputs).expect("binds");
         pollster::block_on(context.run(&bound)).expect("runs");
+        let lse = if merge.lse { merged_lse.read(context) } else { Vec::new() };
+        (out.read(context), lse)
+    }
 
+    fn check(&self, context: &Context) {
+        let (merge, (out, lse)) = (&self.merge, self.run(context));
         let host = self.host();
         let reference = crate::merge(merge, &host).expect("valid");
         let eager = merge_eager(merge, &host, merge.dtype).expect("valid");
@@ -92,11 +98,10 @@ impl Parts {
         let largest = finite.fold(0.0f32, |most, x| most.max(x.abs()));
         // Exponents of LSEs up to 60 err by as much in f32.
         let magnitude = f64::from(largest) * f64::from(merge.parts) * 8.0;
-        let found = compare(&out.read(context), &reference.out, &eager.out, merge.dtype, magnitude);
+        let found = compare(&out, &reference.out, &eager.out, merge.dtype, magnitude);
         assert!(found.ok, "{merge:?} {:?}: {found:?}", self.layout);
         if merge.lse {
-            let got = merged_lse.read(context);
-            let found = compare(&got, &reference.lse, &eager.lse, DType::F32, 80.0);
+            let found = compare(&lse, &reference.lse, &eager.lse, DType::F32, 80.0);
             assert!(found.ok, "{merge:?}: lse {found:?}");
         }
     }
@@ -329,4 +334,18 @@ fn bad_merges_are_refused() {
     assert!(weighted.starts_with("tensor `weights`: expected none"), "{weighted}");
     let short = refusal(&inputs.with_log_weights(Array::f32(&[0.0])));
     assert!(short.ends_with("expected 2 values, one a part, got 1 values"), "{short}");
+}
+
+#[test]
+fn pieces_merge_the_same() {
+    let Some(context) = context() else { return };
+    let pieces = context.with_submission_time(std::time::Duration::ZERO);
+    for dim in [32, 7] {
+        let mut parts = Parts::draw(Merge::new(3, [2, 3, 37, dim], DType::F16), 5);
+        parts.merge.lse = true;
+        let bits = |(out, lse): (Vec<f32>, Vec<f32>)| -> Vec<u32> {
+            out.into_iter().chain(lse).map(f32::to_bits).collect()
+        };
+        assert!(bits(parts.run(context)) == bits(parts.run(&pieces)), "rows of {dim}");
+    }
 }

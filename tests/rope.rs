@@ -149,3 +149,14 @@ fn what_does_not_fit_is_refused_by_name() {
     let odd = Rope::new([1, 1, 3, 6], DType::F32).with_alignment(Alignment::Vec4);
     refused(odd, keep, &["alignment", "multiple of 4", "Vec4 with 6"]);
 }
+
+#[test]
+fn pieces_rotate_the_same() {
+    let Some(context) = context() else { return };
+    let pieces = context.with_submission_time(std::time::Duration::ZERO);
+    // Odd rows of 16 bits go through a second kernel.
+    for dim in [32, 7] {
+        let case = Case::draw(Rope::new([2, 3, 17, dim], DType::F16).with_rotary_dim(6), 1, 3);
+        assert_eq!(case.run(context), case.run(&pieces));
+    }
+}

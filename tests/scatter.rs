@@ -66,3 +66,15 @@ fn what_does_not_fit_is_refused_by_name() {
     refused(Scatter::new([1, 1, 6, 4], 5, DType::F32), &[0], &["capacity", "6 rows", "got 5"]);
     refused(Scatter::new([1, 1, 1, 3], 5, DType::F16), &[0], &["shape", "even last axis", "got 3"]);
 }
+
+#[test]
+fn pieces_write_the_same_rows() {
+    let Some(context) = context() else { return };
+    let pieces = context.with_submission_time(std::time::Duration::ZERO);
+    let scatter = Scatter::new([2, 3, 9, 34], 20, DType::F16).with_circular(true);
+    let mut random = Random::new(2);
+    let rows = random.normal(DType::F16, 2 * 3 * 9 * 34);
+    let cache = random.normal(DType::F16, 2 * 3 * 20 * 34);
+    let run = |context| run(context, &scatter, Layout::Dense, (&rows, &[3, 15], &cache));
+    assert_eq!(run(context), run(&pieces));
+}

@@ -146,7 +146,7 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
 ) {
-    let index = group.x + group.y * groups.x;
+    let index = workgroup_number(group, groups);
     if (index >= params.workgroups) {
         return;
     }

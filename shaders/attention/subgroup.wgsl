@@ -10,7 +10,7 @@ fn main(
     @builtin(subgroup_size) size: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let index = group.x + group.y * groups.x;
+    let index = workgroup_number(group, groups);
     if (index < params.workgroups) {
         attend(index, subgroup * size + lane);
     }

@@ -15,7 +15,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = group.x + group.y * groups.x;
+    let index = workgroup_number(group, groups);
     if (index < params.workgroups) {
         attend(index, thread);
     }

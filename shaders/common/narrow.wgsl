@@ -46,7 +46,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let word = (group.x + group.y * groups.x) * THREADS + thread;
+    let word = workgroup_number(group, groups) * THREADS + thread;
     if (word < (params.end + 1u) / 2u) {
         let current = narrow[word];
         let low = half_at(2u * word, current & 0xffffu);

@@ -17,7 +17,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = (group.x + group.y * groups.x) * THREADS + thread;
+    let index = workgroup_number(group, groups) * THREADS + thread;
     if (index < params.count) {
         wide[index] = unpack1(narrow[index / PER_WORD], index);
     }

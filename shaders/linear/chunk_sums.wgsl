@@ -17,7 +17,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = (group.x + group.y * groups.x) * THREADS + thread;
+    let index = workgroup_number(group, groups) * THREADS + thread;
     let column = index % GATES;
     let span = index / GATES % SPANS;
     let entry = index / GATES / SPANS;

@@ -12,7 +12,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = (group.x + group.y * groups.x) * THREADS + thread;
+    let index = workgroup_number(group, groups) * THREADS + thread;
     let vector = index % (4u * FEATURE_VECS * VALUE_VECS);
     let head_and_batch = index / (4u * FEATURE_VECS * VALUE_VECS);
     if (head_and_batch >= params.heads * params.batch) {

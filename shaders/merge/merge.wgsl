@@ -134,7 +134,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = (group.x + group.y * groups.x) * THREADS + thread;
+    let index = workgroup_number(group, groups) * THREADS + thread;
     let row = index / DIM_VECS;
     let head_and_batch = row / params.len;
     let place = Place(head_and_batch / params.heads, head_and_batch % params.heads, row % params.len);

@@ -28,7 +28,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = (group.x + group.y * groups.x) * THREADS + thread;
+    let index = workgroup_number(group, groups) * THREADS + thread;
     let word = index % params.words;
     let row = index / params.words % params.len;
     let head_and_batch = index / params.words / params.len;

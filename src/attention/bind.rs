@@ -49,6 +49,7 @@ impl Plan {
             }
         }
         Ok(Bound {
+            context: self.context.clone(),
             label: self.variant.label(),
             copies: packed.copies,
             steps,
@@ -102,6 +103,11 @@ impl Plan {
             pipeline: self.pipeline.clone(),
             group: self.group(&params, &direct, packed),
             workgroups: grid(&self.context, workgroups)?,
+            // A product and a sum for each number of a key and of a value.
+            cost: workgroups as f64
+                * f64::from(block_q)
+                * packed.keys_per_query
+                * f64::from(2 * (shape.head_dim + shape.value_dim)),
         });
         if let (Some(pipeline), Some(wide), Some(out)) = (&self.narrow, wide, part.out) {
             steps.push(narrow_step(&self.context, pipeline, &wide, &out)?);

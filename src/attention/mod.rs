@@ -1,6 +1,7 @@
 //! The one attention: its configuration, and the choice of a kernel for it.
 
 mod bind;
+mod cost;
 mod pack;
 pub mod reference;
 mod tensors;

@@ -1,5 +1,6 @@
 //! The side arrays of a call, packed into the two buffers that the kernels bind.
 
+use super::cost::keys_per_query;
 use crate::plan::{Copy, PackedLayout};
 use crate::workspace::Packer;
 use crate::{Arrays, Attention, Broadcast, Context, Error, Shape};
@@ -17,6 +18,8 @@ pub(super) struct Packed {
     pub list_len: u32,
     /// What the kernels may believe of it.
     pub list_trust: u32,
+    /// The keys that a query visits on average, by estimate.
+    pub keys_per_query: f64,
 }
 
 impl Packed {
@@ -55,6 +58,7 @@ impl Packed {
             dense_mask: arrays.dense_mask.map(|(_, broadcast)| broadcast),
             list_len: arrays.list_entries.map_or(0, |entries| entries.len()) as u32,
             list_trust: crate::keys::trust(attention, arrays)?,
+            keys_per_query: keys_per_query(attention, arrays),
         })
     }
 }

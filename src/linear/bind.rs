@@ -94,7 +94,8 @@ impl LinearPlan {
             }
         }
         let label = self.variant.label();
-        Ok(Bound { label, copies, steps, metadata: packed.metadata, side, layout })
+        let (context, metadata) = (self.context.clone(), packed.metadata);
+        Ok(Bound { context, label, copies, steps, metadata, side, layout })
     }
 
     /// The bytes that a piece binds of each tensor and, with segments of one chunk, of the workspace.
@@ -270,6 +271,7 @@ impl LinearPlan {
                 pipeline: pipeline.clone(),
                 group,
                 workgroups: grid(&self.context, workgroups)?,
+                cost: self.cost(job, &params),
             });
         }
         Ok(())
@@ -317,6 +319,19 @@ impl LinearPlan {
             }
         };
         bind_group(context, pipeline, kernel.label(), &resources)
+    }
+
+    /// An estimate of a dispatch's operations: as if every kernel did what the longest does.
+    fn cost(&self, job: &Job<'_>, params: &LinearParams) -> f64 {
+        let (tokens, chunk) = match self.variant {
+            LinearVariant::Recurrent => (params.len, 1),
+            _ => (job.half.tiles.chunk * params.segment_slots, self.chunk()),
+        };
+        let sizes = [params.features, params.value_dim, params.group, chunk].map(f64::from);
+        let [features, value_dim, group, chunk] = sizes;
+        let each = (4.0 + 2.0 * group) * features * value_dim
+            + 2.0 * group * chunk * (features + value_dim);
+        each * f64::from(tokens) * f64::from(params.batch) * f64::from(params.heads)
     }
 
     /// The workgroups of a dispatch, and the slices that columns are cut into.

@@ -3,6 +3,7 @@
 use super::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule, THREADS};
 use crate::arrays::check_device;
 use crate::params::MergeParams;
+use crate::pieces::moving;
 use crate::plan::{Bound, PackedLayout, Step};
 use crate::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, expected, grid,
@@ -53,7 +54,8 @@ impl MergePlan {
                 steps.push(narrow_step(context, pipeline, &wide, &tensors.out)?);
             }
         }
-        Ok(Bound { label: "merge.merge", copies, steps, metadata, side, layout })
+        let context = context.clone();
+        Ok(Bound { context, label: "merge.merge", copies, steps, metadata, side, layout })
     }
 
     /// Parts lie a stride apart, so that cutting by batch entries or heads would bind no less.
@@ -131,6 +133,7 @@ impl MergePlan {
             pipeline: self.pipelines[0].clone(),
             group: bind_group(context, &self.pipelines[0], "merge.merge", &resources),
             workgroups: grid(context, threads.div_ceil(u64::from(THREADS)))?,
+            cost: moving(4 * threads * u64::from(merge.parts + 1) * merge.dtype.size()),
         })
     }
 }

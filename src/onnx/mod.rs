@@ -214,5 +214,6 @@ fn single(context: &Context, label: &'static str, step: Step) -> Result<Bound, E
     let empty = |label| Packer::new(context).finish(context, label, &mut Vec::new());
     let (metadata, side) = (empty("metadata")?, empty("side")?);
     let (copies, layout) = (Vec::new(), PackedLayout::default());
-    Ok(Bound { label, copies, steps: vec![step], metadata, side, layout })
+    let (context, steps) = (context.clone(), vec![step]);
+    Ok(Bound { context, label, copies, steps, metadata, side, layout })
 }

@@ -3,6 +3,7 @@
 use super::{Rope, RopeInputs, RopePairs, RopePlan, THREADS};
 use crate::arrays::check_device;
 use crate::params::RopeParams;
+use crate::pieces::moving;
 use crate::plan::{Bound, PackedLayout, Step};
 use crate::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, grid, narrow_step,
@@ -41,7 +42,8 @@ impl RopePlan {
                 self.push_steps(&mut steps, piece, (inputs, &out), (&metadata, wide.as_ref()))?;
             }
         }
-        Ok(Bound { label: "rope.rope", copies, steps, metadata, side, layout })
+        let context = context.clone();
+        Ok(Bound { context, label: "rope.rope", copies, steps, metadata, side, layout })
     }
 
     /// Bytes of a piece's output in f32, where it goes through a workspace.
@@ -104,6 +106,7 @@ impl RopePlan {
             pipeline: self.pipelines[0].clone(),
             group: bind_group(context, &self.pipelines[0], "rope.rope", &resources),
             workgroups: grid(context, threads.div_ceil(u64::from(THREADS)))?,
+            cost: moving(4 * threads * 2 * rope.dtype.size()),
         });
         if let (Some(pipeline), Some(wide)) = (self.pipelines.get(1), wide) {
             steps.push(narrow_step(context, pipeline, &wide, &out)?);

@@ -3,6 +3,7 @@
 use super::{Scatter, ScatterInputs, ScatterPlan, THREADS};
 use crate::arrays::check_device;
 use crate::params::ScatterParams;
+use crate::pieces::moving;
 use crate::plan::{Bound, PackedLayout, Step};
 use crate::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, check_buffers, grid, uniform,
@@ -35,7 +36,8 @@ impl ScatterPlan {
                 steps.push(self.step(&piece, &rows, &cache, &metadata)?);
             }
         }
-        Ok(Bound { label: "scatter.scatter", copies, steps, metadata, side, layout })
+        let context = context.clone();
+        Ok(Bound { context, label: "scatter.scatter", copies, steps, metadata, side, layout })
     }
 
     fn step(
@@ -75,6 +77,7 @@ impl ScatterPlan {
             pipeline: self.pipeline.clone(),
             group: bind_group(context, &self.pipeline, "scatter.scatter", &resources),
             workgroups: grid(context, threads.div_ceil(u64::from(THREADS)))?,
+            cost: moving(8 * threads),
         })
     }
 }

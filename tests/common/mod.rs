@@ -6,6 +6,7 @@ pub mod linear;
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
@@ -44,9 +45,14 @@ pub fn context() -> Option<&'static Context> {
     let context = CONTEXT.get_or_init(|| match pollster::block_on(Context::request()) {
         Ok(context) => {
             eprintln!("testing on {}", context.caps().adapter);
-            Some(match std::env::var_os("WGPU_ATTENTION_CHECKED_SHADERS") {
-                Some(_) => context.with_checked_shaders(true),
-                None => context,
+            let set = |name| std::env::var_os(name).is_some();
+            let context = match set("WGPU_ATTENTION_SMALL_PIECES") {
+                true => context.with_submission_time(Duration::ZERO),
+                false => context,
+            };
+            Some(match set("WGPU_ATTENTION_CHECKED_SHADERS") {
+                true => context.with_checked_shaders(true),
+                false => context,
             })
         }
         Err(error) => {
