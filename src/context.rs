@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+#[cfg(not(target_family = "wasm"))]
+use crate::cache::Cache;
 use crate::pieces::{Rates, SUBMISSION_TIME};
 use crate::shader::{Binding, Source};
 use crate::{Bound, Caps, Error, MAX_HEAD_DIM, View, pieces, readback};
@@ -31,6 +33,8 @@ struct Inner {
     submission_time: Duration,
     pipelines: Arc<Mutex<HashMap<Source, wgpu::ComputePipeline>>>,
     rates: Arc<Mutex<Rates>>,
+    #[cfg(not(target_family = "wasm"))]
+    cache: Option<Arc<Cache>>,
     absent: Absent,
     first: FirstWorkgroup,
     /// Why the device was lost; only ever set on a device of our own.
@@ -80,6 +84,7 @@ const WANTED: wgpu::Features = wgpu::Features::SUBGROUP
     .union(wgpu::Features::SUBGROUP_BARRIER)
     .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
     .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::PIPELINE_CACHE)
     .union(wgpu::Features::TIMESTAMP_QUERY);
 
 impl Context {
@@ -109,6 +114,8 @@ impl Context {
             submission_time: SUBMISSION_TIME,
             pipelines: Arc::default(),
             rates: Arc::default(),
+            #[cfg(not(target_family = "wasm"))]
+            cache: None,
             first: FirstWorkgroup::new(device),
             lost: Arc::default(),
         };
@@ -169,6 +176,21 @@ impl Context {
     #[must_use]
     pub fn with_submission_time(&self, time: Duration) -> Self {
         Self::from(Inner { submission_time: time, ..(*self.inner).clone() })
+    }
+
+    /// The same device and pipelines, with a folder for what is worth keeping between runs of a
+    /// program: pipelines compiled from now on, where the device has
+    /// [`Features::PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE) (Vulkan; contexts with a device of
+    /// their own ask for it).
+    ///
+    /// The folder is made when there is something to keep. Several processes may use it at once, and
+    /// no file of it can do worse than be ignored, as long as nobody else may write there: what a
+    /// driver keeps is machine code. A folder that cannot be written is logged, not an error.
+    #[cfg(not(target_family = "wasm"))]
+    #[must_use]
+    pub fn with_cache(&self, folder: &std::path::Path) -> Self {
+        let cache = Some(Arc::new(Cache::open(self.device(), folder)));
+        Self::from(Inner { cache, ..(*self.inner).clone() })
     }
 
     /// The device.
@@ -271,7 +293,7 @@ impl Context {
                 zero_initialize_workgroup_memory: self.inner.checked_shaders,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.compiled(),
         });
         let (validation, memory) = (validation.pop(), memory.pop());
         let (validation, memory) = (validation.await, memory.await);
@@ -284,7 +306,23 @@ impl Context {
         }
         lock(&self.inner.pipelines).insert(source.clone(), pipeline.clone());
         log::debug!("compiled {}", source.label());
+        #[cfg(not(target_family = "wasm"))]
+        if let Some(cache) = &self.inner.cache {
+            cache.keep_pipelines();
+        }
         Ok(pipeline)
+    }
+
+    /// What earlier runs of the program have compiled.
+    #[cfg(not(target_family = "wasm"))]
+    fn compiled(&self) -> Option<&wgpu::PipelineCache> {
+        self.inner.cache.as_ref()?.pipelines()
+    }
+
+    /// Browsers keep what they compile by themselves.
+    #[cfg(target_family = "wasm")]
+    fn compiled(&self) -> Option<&wgpu::PipelineCache> {
+        None
     }
 
     /// Binding numbers are fixed, whether a configuration uses them or not, so the layout is
@@ -348,6 +386,6 @@ fn instance() -> wgpu::Instance {
 }
 
 /// A panic elsewhere while the lock was held leaves nothing half-done behind it here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

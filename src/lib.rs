@@ -64,6 +64,8 @@
 
 pub mod arrays;
 pub mod attention;
+#[cfg(not(target_family = "wasm"))]
+mod cache;
 mod caps;
 mod context;
 pub mod error;

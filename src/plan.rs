@@ -139,7 +139,7 @@ pub(crate) fn scoped<T>(
 }
 
 /// The value of a future that needs no waiting, as those of error scopes on native.
-fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::pin!(future).poll(&mut cx) {
         std::task::Poll::Ready(value) => Some(value),

@@ -29,12 +29,15 @@ pub fn data(name: &str) -> String {
 /// tells its place only to tests that are built with the program.
 #[allow(unused_macros, reason = "every test binary uses a part of this")]
 macro_rules! program {
-    () => {
-        std::process::Command::new(
+    () => {{
+        let mut program = std::process::Command::new(
             std::env::var_os("WGPU_ATTENTION_PROGRAM")
                 .unwrap_or_else(|| env!("CARGO_BIN_EXE_wgpu-attention").into()),
-        )
-    };
+        );
+        // The user's own is none of the tests' business.
+        program.env("WGPU_ATTENTION_CACHE", "off");
+        program
+    }};
 }
 #[allow(unused_imports, reason = "every test binary uses a part of this")]
 pub(crate) use program;

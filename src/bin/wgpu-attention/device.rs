@@ -1,13 +1,47 @@
 //! Adapters by name, and buffers on the device.
 
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
 use anyhow::Result;
 use pollster::block_on;
 use wgpu_attention::{Context, DType, Error, View, wgpu};
 
 use crate::bad_input;
 
+/// Where compiled kernels and the choices of `--tune` are kept, or `off`.
+const CACHE: &str = "WGPU_ATTENTION_CACHE";
+
 /// A device on the adapter whose name, driver or backend contains `name`, or on the fastest.
 pub fn open(name: Option<&str>) -> Result<Context> {
+    let context = find(name)?;
+    Ok(match cache(|name| std::env::var_os(name)) {
+        Some(folder) => context.with_cache(&folder),
+        None => context,
+    })
+}
+
+/// The folder that [`CACHE`] names, or this program's own where the system keeps such things.
+pub fn cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let path = |name| variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    match path(CACHE) {
+        Some(off) if off == Path::new("off") => return None,
+        Some(folder) => return Some(folder),
+        None => {}
+    }
+    let folder = if cfg!(windows) {
+        path("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        path("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        // A relative path is to be ignored, says the specification.
+        let named = path("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
+        named.or_else(|| path("HOME").map(|home| home.join(".cache")))
+    };
+    folder.map(|folder| folder.join("wgpu-attention"))
+}
+
+fn find(name: Option<&str>) -> Result<Context> {
     let Some(name) = name else {
         return Ok(block_on(Context::request())?);
     };
@@ -87,5 +121,30 @@ impl DeviceTensor {
 
     pub fn read(&self, context: &Context) -> Result<Vec<f32>> {
         Ok(block_on(context.read(self.view()))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_where_the_user_says_or_the_system() {
+        let with = |variables: &[(&str, &str)]| {
+            cache(|name| {
+                let named = variables.iter().find(|(known, _)| *known == name);
+                named.map(|(_, value)| value.into())
+            })
+        };
+        assert_eq!(with(&[(CACHE, "off"), ("HOME", "/home/a")]), None);
+        assert_eq!(with(&[(CACHE, "here"), ("HOME", "/home/a")]), Some("here".into()));
+        assert_eq!(with(&[]), None);
+        if cfg!(target_os = "linux") {
+            let own = |folder: &str| Some(Path::new(folder).join("wgpu-attention"));
+            let home = ("HOME", "/home/a");
+            assert_eq!(with(&[home, (CACHE, "")]), own("/home/a/.cache"));
+            assert_eq!(with(&[home, ("XDG_CACHE_HOME", "/var/c")]), own("/var/c"));
+            assert_eq!(with(&[home, ("XDG_CACHE_HOME", "c")]), own("/home/a/.cache"));
+        }
     }
 }

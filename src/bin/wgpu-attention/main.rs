@@ -3,6 +3,7 @@
 //!
 //! Exit status: 0 when all is well, 1 for a failed check or a run-time failure, 2 for bad input.
 //! With `--json`, stdout holds JSON alone; messages go to stderr.
+//! `WGPU_ATTENTION_CACHE` names the folder for compiled kernels, or says `off`.
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -26,6 +27,9 @@ mod run;
 mod side;
 
 /// Attention on any GPU that Vulkan, Metal or DX12 reaches.
+///
+/// Compiled kernels and tuned choices are kept in the system's folder for caches, in the one that the
+/// environment's WGPU_ATTENTION_CACHE names, or with WGPU_ATTENTION_CACHE=off nowhere.
 #[derive(Parser)]
 #[command(version, about)]
 struct Cli {
