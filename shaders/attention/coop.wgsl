@@ -1,10 +1,9 @@
 // attention.coop: the tile loop on matrix units (cooperative matrices of 16 x 16, f16 products summed
 // in f32). A subgroup owns ROWS rows, 16 to a row tile; their queries and outputs stay in its
 // matrices for good. What differs from the portable kernels, and why:
-//  1. A matrix's elements cannot be touched, so scores go through workgroup memory to the two lanes
-//     that own a row and come back as weights in f16; only the subgroup itself waits for that. They
-//     take turns in room for one matrix: an H100 has 48 KiB of workgroup memory for all the
-//     workgroups on a core.
+//  1. A matrix's elements cannot be touched, so scores go through workgroup memory to the LANES lanes
+//     that own a row and come back as weights in f16; only the subgroup itself waits for that. The
+//     row tiles of a band, 32 / LANES rows, do so together, and bands take turns in the same room.
 //  2. Rescaling outputs means a trip through workgroup memory too: a row's maximum is left as it is
 //     until a score exceeds it by LAZY in log2, which f16 weights bear.
 //  3. A masked weight is 0 and meets every value of its tile, so values that are no finite number are
@@ -12,9 +11,10 @@
 //     finite queries and keys are finite: others are looked at one by one, as in partial tiles.
 //  4. Keys and values are loaded without a condition, or the load would be waited for at once: what
 //     lies outside of a tensor is a copy of something inside, and comes to nothing.
+//  5. Full tiles have a loop of their own, whose matrices then stay in the registers where they are.
 // Staging is in coop_stage.wgsl, what becomes of a row in coop_rows.wgsl.
-// Barriers per tile: two of the workgroup, for the staged keys and values, and four of the subgroup
-// for each matrix of scores.
+// Barriers per tile: two of the workgroup, for the staged keys and values, and two of the subgroup
+// for each band of scores.
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
 const THREADS: u32 = THREADS_X * THREADS_Y;
@@ -23,20 +23,21 @@ const ROW_TILES: u32 = ROWS / 16u;
 const KEY_TILES: u32 = STEP_K / 16u;
 const HEAD_TILES: u32 = HEAD_VECS / 4u;
 const VALUE_TILES: u32 = VALUE_VECS / 4u;
+const BANDS: u32 = ROWS * LANES / 32u;
+const BAND_TILES: u32 = 2u / LANES;
 // Strides in vectors of four; the padding keeps rows out of each other's banks.
 const KEY_STRIDE: u32 = HEAD_VECS + 2u;
 const VALUE_STRIDE: u32 = VALUE_VECS + 2u;
-const SCORE_STRIDE: u32 = 6u;
-const WEIGHT_STRIDE: u32 = 6u;
-// Vectors of a row that a lane holds: of one matrix of scores, and of all in one step.
-const LANE_VECS: u32 = 4u / LANES;
-const STEP_VECS: u32 = KEY_TILES * LANE_VECS;
+// Vectors of a row of scores in one step; the rows of a band's tiles lie side by side.
+const SCORE_VECS: u32 = STEP_K / 4u;
+const SCORE_STRIDE: u32 = BAND_TILES * SCORE_VECS + 2u;
+const LANE_VECS: u32 = SCORE_VECS / LANES;
 const KEY_LOADS: u32 = (BLOCK_K * HEAD_VECS + THREADS - 1u) / THREADS;
 const VALUE_LOADS: u32 = (BLOCK_K * VALUE_VECS + THREADS - 1u) / THREADS;
 const QUERY_PIECES: u32 = (BLOCK_Q + BLOCK_K - 1u) / BLOCK_K;
 const LAZY: f32 = 8.0;
 
-const_assert THREADS_X == 32u && LANES == 2u && ROWS % 16u == 0u;
+const_assert THREADS_X == 32u && (LANES == 1u || LANES == 2u) && ROWS % (32u / LANES) == 0u;
 const_assert HEAD_VECS % 4u == 0u && VALUE_VECS % 4u == 0u && STEP_K % 16u == 0u;
 const_assert BLOCK_K % STEP_K == 0u;
 
@@ -45,11 +46,33 @@ alias Scores = array<coop_mat16x16<f32, C>, ROW_TILES * KEY_TILES>;
 alias Weights = array<coop_mat16x16<f16, A>, ROW_TILES * KEY_TILES>;
 alias Outputs = array<coop_mat16x16<f32, C>, ROW_TILES * VALUE_TILES>;
 
+// Multiplies the outputs of a band's rows by a factor each.
+fn rescale(acc: ptr<function, Outputs>, factor: f32, first_tile: u32, lane: Lane) {
+    // unroll
+    for (var v = 0u; v < VALUE_TILES; v++) {
+        // unroll
+        for (var t = 0u; t < BAND_TILES; t++) {
+            coopStoreT((*acc)[(first_tile + t) * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
+        }
+        subgroupBarrier();
+        for (var vector = lane.part; vector < 4u; vector += LANES) {
+            tiles.scores[lane.start + vector] *= factor;
+        }
+        subgroupBarrier();
+        // unroll
+        for (var t = 0u; t < BAND_TILES; t++) {
+            (*acc)[(first_tile + t) * VALUE_TILES + v] = coopLoadT<coop_mat16x16<f32, C>>(
+                &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
+        }
+        subgroupBarrier();
+    }
+}
+
 // Scores one tile of keys and adds weights · values to the outputs of the subgroup.
 fn visit(
     queries: ptr<function, Queries>,
     acc: ptr<function, Outputs>,
-    rows: ptr<function, array<Row, ROW_TILES>>,
+    rows: ptr<function, array<Row, BANDS>>,
     zero: coop_mat16x16<f32, C>,
     here: Place,
     lane: Lane,
@@ -77,51 +100,44 @@ fn visit(
         }
         var weights: Weights;
         // unroll
-        for (var r = 0u; r < ROW_TILES; r++) {
+        for (var band = 0u; band < BANDS; band++) {
+            // unroll
+            for (var t = 0u; t < BAND_TILES; t++) {
+                // unroll
+                for (var k = 0u; k < KEY_TILES; k++) {
+                    coopStoreT(scores[(band * BAND_TILES + t) * KEY_TILES + k], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS + 4u * k], SCORE_STRIDE);
+                }
+            }
+            subgroupBarrier();
             var part: Part;
             // unroll
-            for (var k = 0u; k < KEY_TILES; k++) {
-                coopStoreT(scores[r * KEY_TILES + k], &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
-                subgroupBarrier();
-                // unroll
-                for (var n = 0u; n < LANE_VECS; n++) {
-                    part[k * LANE_VECS + n] = tiles.scores[lane.row * SCORE_STRIDE + n * LANES + lane.half];
-                }
-                subgroupBarrier();
+            for (var n = 0u; n < LANE_VECS; n++) {
+                part[n] = tiles.scores[lane.start + vector_of(lane, n)];
             }
-            var row = (*rows)[r];
+            var row = (*rows)[band];
             let had_output = row.total > 0.0;
             var scale = abs(params.query_scale);
             if (judged) {
-                let at = Tile(tile.first + i32(STEP_K * step), tile.end, tile.full);
-                judge(&row, &part, here, lane, at);
+                judge(&row, &part, here, lane, Tile(tile.first + i32(first_key), tile.end, tile.full));
                 scale = 1.0;
             }
             let factor = weigh(&row, &part, scale);
-            (*rows)[r] = row;
+            (*rows)[band] = row;
             // unroll
-            for (var k = 0u; k < KEY_TILES; k++) {
+            for (var n = 0u; n < LANE_VECS; n++) {
+                tiles.weights[lane.start + vector_of(lane, n)] = vec4<f16>(part[n]);
+            }
+            subgroupBarrier();
+            // unroll
+            for (var t = 0u; t < BAND_TILES; t++) {
                 // unroll
-                for (var n = 0u; n < LANE_VECS; n++) {
-                    tiles.weights[lane.row * WEIGHT_STRIDE + n * LANES + lane.half] = vec4<f16>(part[k * LANE_VECS + n]);
+                for (var k = 0u; k < KEY_TILES; k++) {
+                    weights[(band * BAND_TILES + t) * KEY_TILES + k] = coopLoadT<coop_mat16x16<f16, A>>(
+                        &tiles.weights[lane.first * SCORE_STRIDE + t * SCORE_VECS + 4u * k], SCORE_STRIDE);
                 }
-                subgroupBarrier();
-                weights[r * KEY_TILES + k] = coopLoadT<coop_mat16x16<f16, A>>(&tiles.weights[lane.first * WEIGHT_STRIDE], WEIGHT_STRIDE);
-                subgroupBarrier();
             }
             if (SOFTMAX && subgroupAny(factor != 1.0 && had_output)) {
-                // unroll
-                for (var v = 0u; v < VALUE_TILES; v++) {
-                    coopStoreT((*acc)[r * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
-                    subgroupBarrier();
-                    for (var vector = lane.half; vector < 4u; vector += LANES) {
-                        tiles.scores[lane.row * SCORE_STRIDE + vector] *= factor;
-                    }
-                    subgroupBarrier();
-                    (*acc)[r * VALUE_TILES + v] = coopLoadT<coop_mat16x16<f32, C>>(
-                        &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
-                    subgroupBarrier();
-                }
+                rescale(acc, factor, band * BAND_TILES, lane);
             }
         }
         // unroll
@@ -151,27 +167,26 @@ fn main(
         return;
     }
     let thread = subgroup * 32u + subgroup_lane;
-    let head_and_batch = index / params.query_blocks;
-    let block = params.query_blocks - 1u - index % params.query_blocks;
-    let here = place(head_and_batch / params.heads, head_and_batch % params.heads);
-    let first_query = block * BLOCK_Q;
-
-    let lane = Lane(16u * subgroup, 16u * subgroup + subgroup_lane / LANES, subgroup_lane % LANES);
+    let turn = turn_of(index);
+    let here = place(turn.head_and_batch / params.heads, turn.head_and_batch % params.heads);
+    let first_query = turn.block * BLOCK_Q;
     let first_row = subgroup * ROWS;
+    let lane = lane_of(subgroup, subgroup_lane);
     if (thread == 0u) {
         atomicStore(&found_non_finite, 0u);
         atomicStore(&found_non_finite_value, 0u);
     }
-    var rows: array<Row, ROW_TILES>;
+    var rows: array<Row, BANDS>;
     open_walk(thread);
     // unroll
-    for (var r = 0u; r < ROW_TILES; r++) {
-        var row = start_row(here.batch, first_query + first_row + 16u * r + subgroup_lane / LANES);
+    for (var band = 0u; band < BANDS; band++) {
+        var row = start_row(here.batch, first_query + first_row + band * 32u / LANES + subgroup_lane / LANES);
         widen_walk(&row);
-        rows[r] = row;
+        rows[band] = row;
     }
     var walk = close_walk(thread);
     open_keys(&walk, here, first_query);
+    var own = own_walk(&walk, &rows);
 
     // Queries come in through the key tile, BLOCK_K rows at a time, and take the scale's sign: its
     // size is applied to the scores, in f32.
@@ -182,15 +197,14 @@ fn main(
         for (var i = thread; i < BLOCK_K * HEAD_VECS; i += THREADS) {
             let query_index = first_query + piece * BLOCK_K + i / HEAD_VECS;
             let dim = 4u * (i % HEAD_VECS);
-            var halves = vec2(0u);
+            var numbers = vec4(0.0);
             if (query_index < params.query_len && dim < params.head_dim) {
-                halves = query[(query_start + query_index * params.query.z + dim) >> 2u];
+                numbers = unpack4(query[(query_start + query_index * params.query.z + dim) >> 2u]);
             }
-            if (any(non_finite(halves) != vec2(0u))) {
+            if (any(beyond_f16(numbers))) {
                 atomicStore(&found_non_finite, 1u);
             }
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] =
-                as_halves(halves ^ vec2(select(0u, 0x80008000u, params.query_scale < 0.0)));
+            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = vec4<f16>(select(numbers, -numbers, params.query_scale < 0.0));
         }
         workgroupBarrier();
         // unroll
@@ -205,56 +219,70 @@ fn main(
         }
     }
 
-    // No literal makes a matrix: this one comes from memory.
-    for (var vector = lane.half; vector < 4u; vector += LANES) {
-        tiles.scores[lane.row * SCORE_STRIDE + vector] = vec4(0.0);
-    }
-    workgroupBarrier();
-    let zero = coopLoadT<coop_mat16x16<f32, C>>(&tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
-
-    // out [ROWS, VALUE_TILES * 16] of this subgroup
+    // A matrix that is never written is 0. out [ROWS, VALUE_TILES * 16] of this subgroup
+    var zero: coop_mat16x16<f32, C>;
     var acc: Outputs;
     // unroll
     for (var i = 0u; i < ROW_TILES * VALUE_TILES; i++) {
         acc[i] = zero;
     }
+    // A bias of −∞ masks its pair in any tile.
+    let biased = MODIFIED && (params.bias_dtype != 0u || params.key_bias_at != ABSENT);
     var next: Next;
-    fetch(&next, thread, here, first_tile(&walk));
-    for (var range = 0u; range < walk.count; range++) {
-        let bounds = range_at(&walk, range);
-        let end = bounds.y;
-        for (var first = bounds.x; first < end; first += i32(BLOCK_K)) {
-            // A bias of −∞ masks its pair in any tile.
-            let full = is_full(&walk, range, first, end)
-                && (!MODIFIED || (params.bias_dtype == 0u && params.key_bias_at == ABSENT));
-            workgroupBarrier();
-            put(&next, thread, full);
-            workgroupBarrier();
-            fetch(&next, thread, here, following_tile(&walk, range, first, end));
-            let tile = Tile(first, end, full);
-            // Written out twice, or what only partial tiles need is in the way of the others.
-            if (MODIFIED || !full || atomicLoad(&found_non_finite) != 0u) {
-                visit(&queries, &acc, &rows, zero, here, lane, tile, true);
-            } else {
-                visit(&queries, &acc, &rows, zero, here, lane, tile, false);
+    var after = next_range(&walk, 0u);
+    fetch(&next, thread, here, u32(after.start));
+    while (after.start < after.end) {
+        let range = after;
+        after = next_range(&walk, range.index + 1u);
+        var first = range.start;
+        while (first < range.end) {
+            for (; !MODIFIED && first < range.end && is_full(&walk, range, first); first += i32(BLOCK_K)) {
+                workgroupBarrier();
+                put(&next, thread, true);
+                workgroupBarrier();
+                fetch(&next, thread, here, following_tile(range, after, first));
+                // The branch also keeps the loads above where they are.
+                if (atomicLoad(&found_non_finite) != 0u) {
+                    break;
+                }
+                visit(&queries, &acc, &rows, zero, here, lane, Tile(first, range.end, true), false);
+            }
+            if (first < range.end) {
+                let full = !biased && is_full(&walk, range, first);
+                // The loop above has staged a full tile and left it for what is in it.
+                if (MODIFIED || !full) {
+                    workgroupBarrier();
+                    put(&next, thread, full);
+                    workgroupBarrier();
+                    fetch(&next, thread, here, following_tile(range, after, first));
+                }
+                // Each subgroup by what its own rows keep.
+                if (touches(&own, first)) {
+                    let own_full = !biased && is_full(&own, range, first);
+                    visit(&queries, &acc, &rows, zero, here, lane, Tile(first, range.end, own_full), true);
+                }
+                first += i32(BLOCK_K);
             }
         }
     }
     workgroupBarrier();
     let spoilt = atomicLoad(&found_non_finite_value) != 0u;
     // unroll
-    for (var r = 0u; r < ROW_TILES; r++) {
-        var row = rows[r];
+    for (var band = 0u; band < BANDS; band++) {
+        var row = rows[band];
         let factor = finish_part(&row, here, lane);
         let out_start = params.out.w + here.batch * params.out.x + here.head * params.out.y + u32(row.query) * params.out.z;
         // unroll
         for (var v = 0u; v < VALUE_TILES; v++) {
-            coopStoreT(acc[r * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE], SCORE_STRIDE);
+            // unroll
+            for (var t = 0u; t < BAND_TILES; t++) {
+                coopStoreT(acc[(band * BAND_TILES + t) * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
+            }
             subgroupBarrier();
-            for (var vector = lane.half; vector < 4u; vector += LANES) {
+            for (var vector = lane.part; vector < 4u; vector += LANES) {
                 let dim = 16u * v + 4u * vector;
                 if (row.exists && dim < params.value_dim) {
-                    var numbers = factor * tiles.scores[lane.row * SCORE_STRIDE + vector];
+                    var numbers = factor * tiles.scores[lane.start + vector];
                     if (spoilt) {
                         numbers = select(numbers, vec4(not_a_number()), keeps_non_finite(&row, here, &walk, dim));
                     }

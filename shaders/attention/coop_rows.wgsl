@@ -4,8 +4,23 @@
 // Where a lane works in `scores` and `weights`.
 struct Lane {
     first: u32, // row of its subgroup
-    row: u32,
-    half: u32,
+    start: u32, // of its own row
+    part: u32, // which of the LANES that own the row
+    turn: u32, // the vector it begins with
+}
+
+fn lane_of(subgroup: u32, subgroup_lane: u32) -> Lane {
+    let row = subgroup_lane / LANES;
+    let part = subgroup_lane % LANES;
+    let start = (16u * subgroup + row % 16u) * SCORE_STRIDE + row / 16u * SCORE_VECS;
+    // Eight lanes that load side by side meet in no bank: two to a row do not, and of eight rows the
+    // last four begin one vector later.
+    return Lane(16u * subgroup, start, part, select(part, subgroup_lane / 4u, LANES == 1u));
+}
+
+// The vector of a row of scores that is the n-th of a lane.
+fn vector_of(lane: Lane, n: u32) -> u32 {
+    return (n * LANES + lane.turn) % SCORE_VECS;
 }
 
 // A tile of keys: its positions up to the end of its range, and whether every pair of it counts.
@@ -16,15 +31,42 @@ struct Tile {
 }
 
 // A lane's part of a row of scores, then of weights.
-alias Part = array<vec4<f32>, STEP_VECS>;
+alias Part = array<vec4<f32>, LANE_VECS>;
+
+// What of the keys the rows of one subgroup keep: in `ranges` those of each term, not merged.
+fn own_walk(walk: ptr<function, Walk>, rows: ptr<function, array<Row, BANDS>>) -> Walk {
+    var own = *walk;
+    for (var term = 0u; term < TERMS; term++) {
+        // Ends as distances from the last key, so that all are maxima.
+        var full = vec2(0u);
+        var some = vec2(0u);
+        // unroll
+        for (var band = 0u; band < BANDS; band++) {
+            let start = u32((*rows)[band].start[term]);
+            let end = u32((*rows)[band].end[term]);
+            if ((*rows)[band].exists) {
+                full = max(full, vec2(start, params.key_len - end));
+                if (start < end) {
+                    some = max(some, vec2(params.key_len - start, end));
+                }
+            }
+        }
+        let full_start = i32(subgroupMax(full.x));
+        let full_end = i32(params.key_len - subgroupMax(full.y));
+        if ((params.term_words[term] & (ROLES | TREE | DENSE)) == 0u) {
+            own.full[term] = vec2(full_start, full_end);
+        }
+        own.ranges[term] = vec2(i32(params.key_len - subgroupMax(some.x)), i32(subgroupMax(some.y)));
+    }
+    return own;
+}
 
 // Scales, modifies and masks a lane's part of its row, in units of log2: MASKED where the pair does
 // not count.
 fn judge(row: ptr<function, Row>, part: ptr<function, Part>, here: Place, lane: Lane, tile: Tile) {
-    for (var n = 0u; n < STEP_VECS; n++) {
-        let column = n / LANE_VECS * 16u + 4u * (n % LANE_VECS * LANES + lane.half);
-        let scaled = abs(params.query_scale) * (*part)[n];
-        let scores = judge_four(row, here, scaled, tile.first + i32(column), tile.end, MODIFIED && tile.full);
+    for (var n = 0u; n < LANE_VECS; n++) {
+        let first = tile.first + i32(4u * vector_of(lane, n));
+        let scores = judge_four(row, here, abs(params.query_scale) * (*part)[n], first, tile.end, tile.full);
         let good = is_finite(scores.x) && is_finite(scores.y) && is_finite(scores.z) && is_finite(scores.w);
         (*row).poisoned = (*row).poisoned || !good;
         (*part)[n] = scores;
@@ -39,7 +81,7 @@ fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 
     if (SOFTMAX) {
         var largest = vec4(MASKED);
         // unroll
-        for (var n = 0u; n < STEP_VECS; n++) {
+        for (var n = 0u; n < LANE_VECS; n++) {
             largest = max(largest, (*part)[n]);
         }
         let maximum = scale * row_max(max(max(largest.x, largest.y), max(largest.z, largest.w)));
@@ -52,7 +94,7 @@ fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 
     }
     var total = vec4(0.0);
     // unroll
-    for (var n = 0u; n < STEP_VECS; n++) {
+    for (var n = 0u; n < LANE_VECS; n++) {
         var weights = fma((*part)[n], vec4(scale), vec4(shift));
         if (SOFTMAX) {
             weights = exp2(weights);
@@ -72,11 +114,11 @@ fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Wa
     let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y + dim;
     for (var range = 0u; range < (*walk).count; range++) {
         let bounds = range_at(walk, range);
-        for (var position = bounds.x; position < bounds.y; position++) {
+        for (var position = bounds.start; position < bounds.end; position++) {
             let key_index = i32(key_at(u32(position)));
             if (keeps(row, here, key_index)) {
                 let numbers = unpack4(value[(start + u32(key_index) * params.value.z) >> 2u]);
-                found = found | (bitcast<vec4<u32>>(numbers) & vec4(0x7f800000u)) == vec4(0x7f800000u);
+                found = found | beyond_f16(numbers);
             }
         }
     }
@@ -88,7 +130,7 @@ fn finish_part(row: ptr<function, Row>, here: Place, lane: Lane) -> f32 {
     let total = row_sum((*row).total);
     let poisoned = row_max(select(0.0, 1.0, (*row).poisoned)) > 0.0;
     let finish = finish_row(row, here, total, poisoned);
-    if (params.has_lse != 0u && (*row).exists && lane.half == 0u) {
+    if (params.has_lse != 0u && (*row).exists && lane.part == 0u) {
         let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + u32((*row).query) * params.lse.z;
         lse[at] = finish.lse;
     }

@@ -5,11 +5,11 @@
 // Matrices load from addresses that are multiples of 16 bytes, and rows of f16 vectors alone would
 // be aligned to 8: the scores come first and every array is a multiple of 16 bytes long.
 struct Tiles {
-    // [16, 16] of each subgroup
-    scores: array<vec4<f32>, THREADS_Y * 16u * SCORE_STRIDE>,
-    weights: array<vec4<f16>, THREADS_Y * 16u * WEIGHT_STRIDE>,
-    keys: array<vec4<f16>, BLOCK_K * KEY_STRIDE>,
-    values: array<vec4<f16>, BLOCK_K * VALUE_STRIDE>,
+    // [16, BAND_TILES * STEP_K] of each subgroup; nothing is behind the last row, here and below
+    scores: array<vec4<f32>, THREADS_Y * 16u * SCORE_STRIDE - 2u>,
+    weights: array<vec4<f16>, THREADS_Y * 16u * SCORE_STRIDE - 2u>,
+    keys: array<vec4<f16>, BLOCK_K * KEY_STRIDE - 2u>,
+    values: array<vec4<f16>, BLOCK_K * VALUE_STRIDE - 2u>,
 }
 
 var<workgroup> tiles: Tiles;
@@ -44,40 +44,40 @@ fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
     }
 }
 
-// The sign bit of each half that is no finite number.
-fn non_finite(halves: vec2<u32>) -> vec2<u32> {
-    return ((halves & vec2(0x7c007c00u)) + vec2(0x04000400u)) & vec2(0x80008000u);
-}
-
-fn as_halves(halves: vec2<u32>) -> vec4<f16> {
-    return vec4<f16>(unpack4(halves));
+// Which numbers would be no finite f16: 65520 is the least that rounds to infinity.
+fn beyond_f16(x: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) >= vec4(0x477ff000u);
 }
 
 fn put(next: ptr<function, Next>, thread: u32, full: bool) {
+    var exceeds = false;
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        exceeds = exceeds | exceeds_f16((*next).key[n]);
+    }
+    if (exceeds) {
+        atomicStore(&found_non_finite, 1u);
+    }
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let halves = (*next).key[n];
-        if (any(non_finite(halves) != vec2(0u))) {
-            atomicStore(&found_non_finite, 1u);
-        }
-        if (i < BLOCK_K * HEAD_VECS) {
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = as_halves(halves);
+        if (BLOCK_K * HEAD_VECS % THREADS == 0u || i < BLOCK_K * HEAD_VECS) {
+            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = vec4<f16>(unpack4((*next).key[n]));
         }
     }
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        var halves = (*next).value[n];
+        var numbers = unpack4((*next).value[n]);
         if (!full) {
-            let bad = non_finite(halves);
-            if (any(bad != vec2(0u))) {
+            let beyond = beyond_f16(numbers);
+            if (any(beyond)) {
                 atomicStore(&found_non_finite_value, 1u);
-                halves &= ~((bad >> vec2(15u)) * 0xffffu);
+                numbers = select(numbers, vec4(0.0), beyond);
             }
         }
-        if (i < BLOCK_K * VALUE_VECS) {
-            tiles.values[i / VALUE_VECS * VALUE_STRIDE + i % VALUE_VECS] = as_halves(halves);
+        if (BLOCK_K * VALUE_VECS % THREADS == 0u || i < BLOCK_K * VALUE_VECS) {
+            tiles.values[i / VALUE_VECS * VALUE_STRIDE + i % VALUE_VECS] = vec4<f16>(numbers);
         }
     }
 }

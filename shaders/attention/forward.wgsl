@@ -105,12 +105,9 @@ fn weigh(row: ptr<function, Row>, local_row: u32, lane: u32, full: bool) -> f32 
 fn attend(group: u32, thread: u32) {
     let thread_x = thread % THREADS_X;
     let thread_y = thread / THREADS_X;
-    // The blocks of a head are neighbours, so that they share its keys in the cache; the last
-    // blocks, which see most under a causal mask, come first.
-    let head_and_batch = group / params.query_blocks;
-    let block = params.query_blocks - 1u - group % params.query_blocks;
-    let here = place(head_and_batch / params.heads, head_and_batch % params.heads);
-    let first_query = block * BLOCK_Q;
+    let turn = turn_of(group);
+    let here = place(turn.head_and_batch / params.heads, turn.head_and_batch % params.heads);
+    let first_query = turn.block * BLOCK_Q;
 
     let lane = thread % LANES;
     let owned_row = thread / LANES;
@@ -126,13 +123,15 @@ fn attend(group: u32, thread: u32) {
     if (QUERY_RESIDENT) {
         put_query(&next, thread, 0u);
     }
-    fetch_key(&next, thread, here, first_tile(&walk), 0u);
-    for (var range = 0u; range < walk.count; range++) {
-        let bounds = range_at(&walk, range);
-        let end = bounds.y;
-        for (var first = bounds.x; first < end; first += i32(BLOCK_K)) {
+    var after = next_range(&walk, 0u);
+    fetch_key(&next, thread, here, u32(after.start), 0u);
+    while (after.start < after.end) {
+        let range = after;
+        after = next_range(&walk, range.index + 1u);
+        let end = range.end;
+        for (var first = range.start; first < end; first += i32(BLOCK_K)) {
             // A bias of −∞ masks its pair in any tile.
-            let full = is_full(&walk, range, first, end)
+            let full = is_full(&walk, range, first)
                 && (!MODIFIED || (params.bias_dtype == 0u && params.key_bias_at == ABSENT));
 
             // scores [ROWS, COLS] of this thread; zero by hand, since Chromium zeroes a bare declaration
@@ -221,7 +220,7 @@ fn attend(group: u32, thread: u32) {
                     if (!QUERY_RESIDENT) {
                         fetch_query(&next, thread, here, first_query, 0u);
                     }
-                    fetch_key(&next, thread, here, following_tile(&walk, range, first, end), 0u);
+                    fetch_key(&next, thread, here, following_tile(range, after, first), 0u);
                 }
                 for (var column = 0u; column < VALUE_KEYS; column += 4u) {
                     var weights: array<vec4<f32>, ROWS>;

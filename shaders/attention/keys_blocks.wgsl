@@ -10,39 +10,21 @@ fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {
     (*walk).count = row.y;
 }
 
-fn range_at(walk: ptr<function, Walk>, range: u32) -> vec2<i32> {
-    let start = i32(list_key(metadata[(*walk).list_at + range]));
+fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
+    let entry = metadata[(*walk).list_at + index];
+    let start = i32(list_key(entry));
     let left = (*walk).ranges[0];
-    return vec2(max(start, left.x), min(start + (1 << params.list_shift), left.y));
+    let end = min(start + (1 << params.list_shift), left.y);
+    return Range(index, max(start, left.x), end, params.list_trust == LIST_PROVEN && entry >= LIST_FULL);
 }
 
-// The start of the first range from `range` on that holds keys.
-fn tile_from(walk: ptr<function, Walk>, range: u32) -> u32 {
-    for (var next = range; next < (*walk).count; next++) {
-        let bounds = range_at(walk, next);
-        if (bounds.x < bounds.y) {
-            return u32(bounds.x);
-        }
-    }
-    return 0u;
-}
-
-fn first_tile(walk: ptr<function, Walk>) -> u32 {
-    return tile_from(walk, 0u);
-}
-
-fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> u32 {
+fn is_full(walk: ptr<function, Walk>, range: Range, first: i32) -> bool {
     let next = first + i32(BLOCK_K);
-    if (next < end) {
-        return u32(next);
-    }
-    return tile_from(walk, range + 1u);
+    return next <= range.end && (range.proven || keeps_all(walk, first, next));
 }
 
-fn is_full(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> bool {
-    let next = first + i32(BLOCK_K);
-    let proven = params.list_trust == LIST_PROVEN && metadata[(*walk).list_at + range] >= LIST_FULL;
-    return next <= end && (proven || keeps_all(walk, first, next));
+fn touches(walk: ptr<function, Walk>, first: i32) -> bool {
+    return overlaps(walk, first, first + i32(BLOCK_K));
 }
 
 fn key_at(position: u32) -> u32 {

@@ -16,22 +16,14 @@ fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {
     (*walk).count = select(0u, 1u, positions > 0u);
 }
 
-fn range_at(walk: ptr<function, Walk>, range: u32) -> vec2<i32> {
-    return (*walk).ranges[0];
-}
-
-fn first_tile(walk: ptr<function, Walk>) -> u32 {
-    return 0u;
-}
-
-fn following_tile(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> u32 {
-    return u32(first) + BLOCK_K;
+fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
+    return Range(index, 0, (*walk).ranges[0].y, false);
 }
 
 // Where entries ascend, so do the keys of a tile.
-fn is_full(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> bool {
+fn is_full(walk: ptr<function, Walk>, range: Range, first: i32) -> bool {
     let last = first + i32(BLOCK_K) - 1;
-    if (params.list_trust < LIST_CHECKED || last >= end) {
+    if (params.list_trust < LIST_CHECKED || last >= range.end) {
         return false;
     }
     if (keeps_all(walk, i32(key_at(u32(first))), i32(key_at(u32(last))) + 1)) {
@@ -43,6 +35,11 @@ fn is_full(walk: ptr<function, Walk>, range: u32, first: i32, end: i32) -> bool 
         proven = metadata[at] >= LIST_FULL;
     }
     return proven;
+}
+
+// Nobody knows which keys lie between the first and the last.
+fn touches(walk: ptr<function, Walk>, first: i32) -> bool {
+    return true;
 }
 
 // key_len beyond the list's end.

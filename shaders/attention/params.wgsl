@@ -108,6 +108,26 @@ fn place(batch: u32, head: u32) -> Place {
     );
 }
 
+// Which block of queries of which head a workgroup computes.
+struct Turn {
+    head_and_batch: u32,
+    block: u32,
+}
+
+// Heads whose turns come together: few enough for a cache to hold their keys, and many enough to
+// keep a device busy.
+const HEADS_TOGETHER: u32 = 16u;
+
+// The last blocks of some heads come first, since they see most under a causal mask: work that
+// takes long must not be left for the end.
+fn turn_of(index: u32) -> Turn {
+    let several = HEADS_TOGETHER * params.query_blocks;
+    let first_head = index / several * HEADS_TOGETHER;
+    let heads = min(HEADS_TOGETHER, params.heads * params.batch - first_head);
+    let within = index % several;
+    return Turn(first_head + within % heads, params.query_blocks - 1u - within / heads);
+}
+
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
 }

@@ -13,6 +13,15 @@ struct Walk {
     list_at: u32,
 }
 
+// One of the ranges that are visited: positions [start, end), number `index` of the walk; `proven`
+// where every pair of it counts, whatever the mask's own ranges say.
+struct Range {
+    index: u32,
+    start: i32,
+    end: i32,
+    proven: bool,
+}
+
 var<workgroup> term_start: array<atomic<i32>, TERMS>;
 var<workgroup> term_end: array<atomic<i32>, TERMS>;
 var<workgroup> full_start: array<atomic<i32>, TERMS>;
@@ -102,4 +111,32 @@ fn keeps_all(walk: ptr<function, Walk>, start: i32, end: i32) -> bool {
         full = full || (range.x <= start && end <= range.y);
     }
     return full;
+}
+
+// Whether a range of the walk has a key of [start, end).
+fn overlaps(walk: ptr<function, Walk>, start: i32, end: i32) -> bool {
+    var some = false;
+    for (var term = 0u; term < TERMS; term++) {
+        let range = (*walk).ranges[term];
+        some = some || (range.x < end && start < range.y);
+    }
+    return some;
+}
+
+// The first range from number `index` on that holds keys; behind the last, one that holds none.
+fn next_range(walk: ptr<function, Walk>, index: u32) -> Range {
+    for (var at = index; at < (*walk).count; at++) {
+        let range = range_at(walk, at);
+        if (range.start < range.end) {
+            return range;
+        }
+    }
+    return Range(0u, 0, 0, false);
+}
+
+// The position of the tile after the one at `first`, 0 when that is the last; `after` is the range
+// behind its own.
+fn following_tile(range: Range, after: Range, first: i32) -> u32 {
+    let next = first + i32(BLOCK_K);
+    return u32(select(after.start, next, next < range.end));
 }

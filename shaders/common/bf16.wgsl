@@ -25,3 +25,9 @@ fn pack2(x: vec2<f32>) -> u32 {
 fn unpack1(word: u32, index: u32) -> f32 {
     return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (index & 1u) == 1u));
 }
+
+// Whether one of four elements would be no finite f16: 65520 is the least that rounds to infinity.
+fn exceeds_f16(packed: Packed4) -> bool {
+    let magnitudes = (packed.xxyy << vec4(16u, 0u, 16u, 0u)) & vec4(0x7fff0000u);
+    return any(magnitudes >= vec4(0x477ff000u));
+}

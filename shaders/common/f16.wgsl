@@ -29,3 +29,9 @@ fn unpack1(word: u32, index: u32) -> f32 {
     let halves = unpack2x16float(word);
     return select(halves.x, halves.y, (index & 1u) == 1u);
 }
+
+// Whether one of four elements is no finite f16.
+fn exceeds_f16(packed: Packed4) -> bool {
+    let carries = (packed & vec2(0x7c007c00u)) + vec2(0x04000400u);
+    return any((carries & vec2(0x80008000u)) != vec2(0u));
+}

@@ -15,3 +15,9 @@ fn pack4(x: vec4<f32>) -> Packed4 {
 fn unpack1(word: u32, index: u32) -> f32 {
     return bitcast<f32>(word);
 }
+
+// Whether one of four elements would be no finite f16: 65520 is the least that rounds to infinity.
+fn exceeds_f16(packed: Packed4) -> bool {
+    let magnitudes = bitcast<vec4<u32>>(packed) & vec4(0x7fffffffu);
+    return any(magnitudes >= vec4(0x477ff000u));
+}

@@ -130,6 +130,9 @@ pub struct Attention {
     pub activation: Activation,
     /// What comes back.
     pub output: Output,
+    /// Whether queries, keys and values may be rounded to f16 before they are multiplied; see
+    /// [`with_f16_products`](Self::with_f16_products).
+    pub f16_products: bool,
     /// How tensors lie in memory; `None` decides by the dims alone, see
     /// [`alignment`](Self::alignment).
     pub access: Option<Alignment>,
@@ -147,6 +150,7 @@ impl Attention {
             score: Score::default(),
             activation: Activation::Softmax,
             output: Output::Attention { lse: false },
+            f16_products: false,
             access: None,
         }
     }
@@ -159,6 +163,16 @@ impl Attention {
     #[must_use]
     pub const fn with_keys(mut self, keys: Keys) -> Self {
         self.keys = keys;
+        self
+    }
+
+    /// Lets f32 and bf16 tensors use matrix units, in f16: queries, keys, values and weights are rounded
+    /// to 11 significant bits (a relative error of up to 2⁻¹¹ each) and what is smaller than 6·10⁻⁵ to
+    /// multiples of 6·10⁻⁸. Elements of 65520 or more count as infinite: rows that keep such a key come out
+    /// as NaN. Scores, sums and outputs stay f32 or bf16. Kernels without matrix units compute as ever.
+    #[must_use]
+    pub const fn with_f16_products(mut self) -> Self {
+        self.f16_products = true;
         self
     }
 

@@ -50,10 +50,10 @@ impl Tiles {
     /// `shaders/attention/forward.wgsl` or `coop.wgsl`.
     pub fn workgroup_bytes(&self, variant: Variant) -> u32 {
         if variant == Variant::Coop {
-            // Room for one matrix of scores and one of weights, for each subgroup.
-            let scores = (16 + 8) * 6;
+            // Room for the scores and the weights of one band of rows, for each subgroup.
+            let band = (16 + 8) * (2 / self.lanes.max(1) * self.step_k / 4 + 2);
             let staged = 8 * (self.head_vecs + 2 + self.value_vecs + 2);
-            return self.threads_y * 16 * scores + self.block_k * staged + RESERVED_BYTES;
+            return self.threads_y * 16 * band + self.block_k * staged + RESERVED_BYTES;
         }
         let stride = self.chunk_vecs | 1;
         let key_at = self.block_q * stride;
@@ -101,9 +101,9 @@ impl Tiles {
             Variant::Coop => {
                 // Whole matrices of rows and keys to a subgroup.
                 return self.threads_x == 32
-                    && self.lanes == 2
+                    && [1, 2].contains(&self.lanes)
                     && self.threads_y > 0
-                    && self.block_q.is_multiple_of(16 * self.threads_y)
+                    && self.block_q.is_multiple_of(32 / self.lanes * self.threads_y)
                     && [16, 32].contains(&self.step_k)
                     && self.block_k.is_power_of_two()
                     && self.block_k.is_multiple_of(self.step_k);
@@ -134,7 +134,9 @@ impl Tiles {
         self.value_vecs = shape.value_dim.next_multiple_of(16) / 4;
         self.chunk_vecs = self.head_vecs;
         self.value_keys = self.block_k;
-        let fits = self.threads() <= caps.workgroup_invocations
+        let sizes = [self.block_q, self.block_k, self.step_k, self.threads_x, self.threads_y];
+        let fits = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size))
+            && self.threads() <= caps.workgroup_invocations
             && self.workgroup_bytes(Variant::Coop) <= caps.workgroup_memory;
         fits.then_some(self)
     }
@@ -175,28 +177,40 @@ impl Tiles {
 /// no thread holds more than 36 vectors of output.
 const HUGE_DIM: u32 = 256;
 
+/// So few workgroups leave cores of a large device idle: blocks of queries are halved then.
+const WORKGROUPS: u64 = 132;
+
 /// Tiles of `attention.coop`: `threads_y` subgroups of 32 lanes.
 pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
     let shape = &attention.shape;
     let dim = shape.head_dim.max(shape.value_dim);
-    // Measured on an H100 (f16, B=4 H=16 N=4096): 176.3 and 184.9 TFLOP/s at D=64 and 128.
+    let tiles = |block, subgroups, lanes| Tiles::block(block, (32, subgroups), lanes).with_step(16);
+    // TFLOP/s of an H100 (f16, B=4 H=16 N=4096).
     let widest = match dim {
-        // Emulated: the least that has all of the kernel's loops.
-        _ if caps.is_cpu => Some(Tiles::block((64, 32), (32, 2), 2).with_step(16)),
-        ..=64 => Some(Tiles::block((256, 64), (32, 8), 2).with_step(32)),
-        65..=128 => Some(Tiles::block((192, 32), (32, 12), 2).with_step(16)),
-        // 145.4 at D=256.
-        _ => Some(Tiles::block((128, 16), (32, 8), 2)),
+        // Emulated: the least that has all of the kernel's loops, with one band of rows and with two.
+        ..=32 if caps.is_cpu => tiles((64, 32), 2, 1),
+        _ if caps.is_cpu => tiles((64, 32), 2, 2),
+        // 197.9. Two workgroups share a core, if only just: the ranges of four terms take the room
+        // that is left.
+        ..=64 if attention.mask.terms().len() > 1 => tiles((128, 16), 4, 1),
+        ..=64 => tiles((128, 32), 4, 1),
+        // 235.6; the next one, where two share a core, 224.7.
+        65..=128 => tiles((256, 32), 8, 2),
+        // 202.6 at D=256.
+        _ => tiles((128, 16), 8, 2),
     };
-    // For lists in smaller blocks of queries.
-    let keys = if dim <= 128 { 32 } else { 16 };
-    let listed = [8, 4, 2, 1].map(|subgroups| {
-        Some(Tiles::block((16 * subgroups, keys), (32, subgroups), 2).with_step(16))
-    });
-    let candidates = std::iter::once(widest).chain(listed);
-    let mut usable = candidates.flatten().filter(|block| block.divides(attention));
+    let halved = tiles((128, 16), 4, 2);
+    // For lists in smaller blocks of queries, and for few queries.
+    let small = [4, 2, 1].map(|subgroups| tiles((16 * subgroups, 16), subgroups, 2));
+    let heads = u64::from(shape.batch) * u64::from(shape.query_heads);
+    let usable = |block: &Tiles| {
+        let blocks = u64::from(shape.query_len.div_ceil(block.block_q));
+        let busy = block.block_q <= 128 || heads * blocks >= WORKGROUPS;
+        busy && (block.block_q <= 64 || shape.query_len > 64) && block.divides(attention)
+    };
     // The first or none: a device that has no room for it lacks it for what is slower too.
-    usable.next()?.fitted_coop(caps, shape)
+    let mut candidates = [widest].into_iter().chain((dim <= 128).then_some(halved)).chain(small);
+    candidates.find(usable)?.fitted_coop(caps, shape)
 }
 
 /// Workgroup memory that lets three workgroups share a core of an H100, which has 48 KiB there for

@@ -13,7 +13,7 @@ use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Variant {
-    /// Matrix units: f16 tensors, f32 scores and sums; natively only.
+    /// Matrix units: f16 products, f32 scores and sums; natively only.
     Coop,
     /// Register tiles; a row is joined by shuffles within a subgroup of any size from 4 up.
     Subgroup,
@@ -224,6 +224,7 @@ impl Variant {
                         .size("BLOCK_K", block_k)
                         .size("HEAD_VECS", attention.shape.head_dim.div_ceil(4));
                     fragments.push(fragment!(super "attention/walk.wgsl"));
+                    fragments.push(fragment!(super "attention/keys_dense.wgsl"));
                 }
                 _ => header = header.size("THREADS", SCORES_THREADS),
             },
@@ -271,8 +272,8 @@ fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
 fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
     if let Some(reason) = caps.lacks_matrices() {
         Some(reason)
-    } else if attention.dtype != DType::F16 {
-        Some("it takes f16 tensors")
+    } else if attention.dtype != DType::F16 && !attention.f16_products {
+        Some("it multiplies in f16, which tensors of other types must be asked for")
     } else if attention.alignment() != Alignment::Vec4 {
         Some("it needs dims, offsets and strides that are multiples of 4")
     } else if attention.shape.head_dim.max(attention.shape.value_dim) > COOP_DIM {
