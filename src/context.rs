@@ -148,7 +148,8 @@ impl Context {
                 required_features: adapter.features() & WANTED,
                 required_limits: adapter.limits(),
                 // SAFETY: the only experimental feature asked for is cooperative matrices, which
-                // `attention.coop` uses in the configurations that the adapter reports.
+                // `attention.coop` and `linear.coop` use in the configurations that the adapter
+                // reports.
                 experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
                 ..Default::default()
             })

@@ -178,7 +178,8 @@ fn associative_recall_on_the_device() {
         let out = view(&out, shape.out());
         finish(plan.bind(&inputs, &Outputs::new(out)), out)
     };
-    for variant in LinearVariant::ALL {
+    // Matrix units take f16 tensors only.
+    for variant in [LinearVariant::Chunked, LinearVariant::Recurrent] {
         let linear = |query: &[f32], key: &[f32], value: &[f32], shape: Shape| {
             let linear = LinearAttention::new(shape, DType::F32);
             let plan = pollster::block_on(linear.plan_with(context, variant)).expect("planned");

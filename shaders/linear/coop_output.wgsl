@@ -140,12 +140,12 @@ fn is_spoilt(x: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(x) & vec4(0x7f800000u)) == vec4(0x7f800000u);
 }
 
-// A lane's values without those that are no finite number, whose columns are noted.
-fn sound_values(values: ptr<function, Strip>, n: u32, lane: Lane, block: Block) -> vec4<f32> {
-    let x = (*values)[n];
+// A lane's vector `n` of values without those that are no finite number, whose columns are noted.
+fn sound_values(x: vec4<f32>, n: u32, lane: Lane, block: Block) -> vec4<f32> {
     let spoilt = is_spoilt(x);
     if (any(spoilt)) {
         atomicStore(&any_spoilt, 1u);
+        // unroll
         for (var e = 0u; e < 4u; e++) {
             if (spoilt[e]) {
                 let column = 4u * (4u * lane.strip + 2u * (n % 2u) + lane.half) + e;
@@ -224,7 +224,9 @@ fn main(
         var sound: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
         // unroll
         for (var t = 0u; t < TOKEN_TILES; t++) {
-            sound[t] = right_factor(lane, sound_values(&values, 2u * t, lane, block), sound_values(&values, 2u * t + 1u, lane, block));
+            let left = sound_values(values[2u * t], 2u * t, lane, block);
+            let right = sound_values(values[2u * t + 1u], 2u * t + 1u, lane, block);
+            sound[t] = right_factor(lane, left, right);
         }
         let spoilt = atomicLoad(&any_spoilt) != 0u;
         // unroll
@@ -255,6 +257,7 @@ fn main(
                 let dim = 4u * (4u * lane.strip + 2u * n + lane.half);
                 var numbers = from_state[n] + factor * score_scale.y * tiles.wide[lane.room + 2u * n + lane.half];
                 if (spoilt) {
+                    // unroll
                     for (var e = 0u; e < 4u; e++) {
                         if (atomicLoad(&spoilt_since[dim + e]) <= first + local) {
                             numbers[e] = bitcast<f32>(params.len | 0x7fc00000u);

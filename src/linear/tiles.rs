@@ -191,7 +191,7 @@ fn coop_chunk(linear: &LinearAttention, block: u32) -> u32 {
     let tokens = u64::from(shape.batch) * u64::from(shape.key_heads) * u64::from(shape.key_len);
     let blocks = tokens / (WORKGROUPS * u64::from(block));
     // A power of two, so that few kernels are compiled.
-    block << blocks.clamp(4, 32).ilog2()
+    block << blocks.clamp(2, 32).ilog2()
 }
 
 /// Workgroups that a device should have to do: several for each of some hundred cores.

@@ -115,6 +115,32 @@ impl DeviceTensor {
         self
     }
 
+    /// Fills the tensor with the same elements over and over, of a multiple of four bytes.
+    pub fn fill(self, context: &Context, bytes: &[u8]) -> Self {
+        let size = self.buffer.size();
+        for start in (0..size).step_by(bytes.len().max(1)) {
+            let rest = (size - start).min(bytes.len() as u64) as usize;
+            context.queue().write_buffer(&self.buffer, start, &bytes[..rest]);
+            // What is written waits on the host until it is submitted.
+            context.queue().submit([]);
+        }
+        self
+    }
+
+    /// Elements of one head, of so many rows from one on.
+    pub fn read_rows(
+        &self,
+        context: &Context,
+        head: u32,
+        rows: std::ops::Range<u32>,
+    ) -> Result<Vec<f32>> {
+        let [_, _, len, dim] = self.shape;
+        let start = (u64::from(head) * u64::from(len) + u64::from(rows.start)) * u64::from(dim);
+        let part = [1, 1, rows.end - rows.start, dim];
+        let view = View::new(&self.buffer, self.dtype, part).with_offset(start);
+        Ok(block_on(context.read(view))?)
+    }
+
     pub fn view(&self) -> View<'_> {
         View::new(&self.buffer, self.dtype, self.shape)
     }

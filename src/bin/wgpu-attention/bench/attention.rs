@@ -228,9 +228,14 @@ pub(super) fn random_tensor(
 ) -> Result<(DeviceTensor, Vec<f32>)> {
     let tensor = DeviceTensor::new(context, name, dtype, shape)?;
     let elements: u64 = shape.into_iter().map(u64::from).product();
-    let seed = name.bytes().fold(0, |seed, byte| seed * 31 + u64::from(byte));
-    let numbers: Vec<f32> = (0..elements).map(|index| random_number(seed << 40 ^ index)).collect();
+    let numbers: Vec<f32> = random_numbers(name, elements).collect();
     Ok((tensor.write(context, &dtype.encode(&numbers)), numbers))
+}
+
+/// Numbers for the tensor of a name, see [`random_number`].
+pub(super) fn random_numbers(name: &str, count: u64) -> impl Iterator<Item = f32> + use<> {
+    let seed = name.bytes().fold(0, |seed, byte| seed * 31 + u64::from(byte));
+    (0..count).map(move |index| random_number(seed << 40 ^ index))
 }
 
 /// The finaliser of SplitMix64.
