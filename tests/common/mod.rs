@@ -48,15 +48,11 @@ pub fn context() -> Option<&'static Context> {
     let context = CONTEXT.get_or_init(|| match pollster::block_on(Context::request()) {
         Ok(context) => {
             eprintln!("testing on {}", context.caps().adapter);
-            let set = |name| std::env::var_os(name).is_some();
-            let context = match set("WGPU_ATTENTION_SMALL_PIECES") {
+            let context = match std::env::var_os("WGPU_ATTENTION_SMALL_PIECES").is_some() {
                 true => context.with_submission_time(Duration::ZERO),
                 false => context,
             };
-            Some(match set("WGPU_ATTENTION_CHECKED_SHADERS") {
-                true => context.with_checked_shaders(true),
-                false => context,
-            })
+            Some(checked(context))
         }
         Err(error) => {
             assert!(std::env::var_os(REQUIRE_ADAPTER).is_none(), "{error}");
@@ -69,6 +65,14 @@ pub fn context() -> Option<&'static Context> {
     context.as_ref()
 }
 
+/// With every run-time check of shaders, if the environment says so.
+fn checked(context: Context) -> Context {
+    match std::env::var_os("WGPU_ATTENTION_CHECKED_SHADERS") {
+        Some(_) => context.with_checked_shaders(true),
+        None => context,
+    }
+}
+
 /// `context` with emulated matrices, for the kernels that no software driver could run otherwise;
 /// `None` where it has matrices of its own, lacks f16, or is not the one of this test binary.
 pub fn emulating(context: &Context) -> Option<&'static Context> {
@@ -78,7 +82,7 @@ pub fn emulating(context: &Context) -> Option<&'static Context> {
         let caps = whole.caps();
         (caps.matrices.is_empty() && caps.shader_f16 && caps.subgroup.is_some()).then(|| {
             let caps = caps.clone().with_emulated_matrices();
-            Context::with_caps(caps, whole.device(), whole.queue())
+            checked(Context::with_caps(caps, whole.device(), whole.queue()))
         })
     });
     emulating.as_ref().filter(|_| std::ptr::eq(context, whole))
