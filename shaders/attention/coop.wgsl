@@ -35,6 +35,7 @@ const LANE_VECS: u32 = SCORE_VECS / LANES;
 const KEY_LOADS: u32 = (BLOCK_K * HEAD_VECS + THREADS - 1u) / THREADS;
 const VALUE_LOADS: u32 = (BLOCK_K * VALUE_VECS + THREADS - 1u) / THREADS;
 const QUERY_PIECES: u32 = (BLOCK_Q + BLOCK_K - 1u) / BLOCK_K;
+const QUERY_LOADS: u32 = QUERY_PIECES * KEY_LOADS;
 const LAZY: f32 = 8.0;
 
 const_assert THREADS_X == 32u && (LANES == 1u || LANES == 2u) && ROWS % (32u / LANES) == 0u;
@@ -172,6 +173,8 @@ fn main(
     let first_query = turn.block * BLOCK_Q;
     let first_row = subgroup * ROWS;
     let lane = lane_of(subgroup, subgroup_lane);
+    var ahead: array<Packed4, QUERY_LOADS>;
+    fetch_queries(&ahead, thread, here, first_query);
     if (thread == 0u) {
         atomicStore(&found_non_finite, 0u);
         atomicStore(&found_non_finite_value, 0u);
@@ -186,26 +189,16 @@ fn main(
     }
     var walk = close_walk(thread);
     open_keys(&walk, here, first_query);
-    var own = own_walk(&walk, &rows);
+    var next: Next;
+    fetch(&next, thread, here, u32(next_range(&walk, 0u).start));
 
     // Queries come in through the key tile, BLOCK_K rows at a time, and take the scale's sign: its
     // size is applied to the scores, in f32.
     var queries: Queries;
-    let query_start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
+    // unroll
     for (var piece = 0u; piece < QUERY_PIECES; piece++) {
         workgroupBarrier();
-        for (var i = thread; i < BLOCK_K * HEAD_VECS; i += THREADS) {
-            let query_index = first_query + piece * BLOCK_K + i / HEAD_VECS;
-            let dim = 4u * (i % HEAD_VECS);
-            var numbers = vec4(0.0);
-            if (query_index < params.query_len && dim < params.head_dim) {
-                numbers = unpack4(query[(query_start + query_index * params.query.z + dim) >> 2u]);
-            }
-            if (any(beyond_f16(numbers))) {
-                atomicStore(&found_non_finite, 1u);
-            }
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = vec4<f16>(select(numbers, -numbers, params.query_scale < 0.0));
-        }
+        put_queries(&ahead, thread, first_query, piece);
         workgroupBarrier();
         // unroll
         for (var r = 0u; r < ROW_TILES; r++) {
@@ -228,12 +221,9 @@ fn main(
     }
     // A bias of −∞ masks its pair in any tile.
     let biased = MODIFIED && (params.bias_dtype != 0u || params.key_bias_at != ABSENT);
-    var next: Next;
-    var after = next_range(&walk, 0u);
-    fetch(&next, thread, here, u32(after.start));
-    while (after.start < after.end) {
-        let range = after;
-        after = next_range(&walk, range.index + 1u);
+    for (var index_of_range = 0u; index_of_range < walk.count; index_of_range++) {
+        let range = range_at(&walk, index_of_range);
+        let after = next_range(&walk, index_of_range + 1u);
         var first = range.start;
         while (first < range.end) {
             for (; !MODIFIED && first < range.end && is_full(&walk, range, first); first += i32(BLOCK_K)) {
@@ -257,8 +247,9 @@ fn main(
                     fetch(&next, thread, here, following_tile(range, after, first));
                 }
                 // Each subgroup by what its own rows keep.
+                var own = own_walk(&walk, &rows);
                 if (touches(&own, first)) {
-                    let own_full = !biased && is_full(&own, range, first);
+                    let own_full = MODIFIED && !biased && is_full(&own, range, first);
                     visit(&queries, &acc, &rows, zero, here, lane, Tile(first, range.end, own_full), true);
                 }
                 first += i32(BLOCK_K);

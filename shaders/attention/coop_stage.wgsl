@@ -49,6 +49,35 @@ fn beyond_f16(x: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) >= vec4(0x477ff000u);
 }
 
+// queries [BLOCK_Q, HEAD_VECS], all at once and long before they are put down
+fn fetch_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32, here: Place, first: u32) {
+    let start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
+    // unroll
+    for (var n = 0u; n < QUERY_LOADS; n++) {
+        let i = n % KEY_LOADS * THREADS + thread;
+        let row = min(first + n / KEY_LOADS * BLOCK_K + i / HEAD_VECS, params.query_len - 1u);
+        let dim = min(4u * (i % HEAD_VECS), params.head_dim - 4u);
+        (*ahead)[n] = query[(start + row * params.query.z + dim) >> 2u];
+    }
+}
+
+// Puts BLOCK_K queries into the key tile, with the scale's sign; 0 beyond the last row and dim.
+fn put_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32, first: u32, piece: u32) {
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        let i = n * THREADS + thread;
+        let exists = first + piece * BLOCK_K + i / HEAD_VECS < params.query_len && 4u * (i % HEAD_VECS) < params.head_dim;
+        let numbers = select(vec4(0.0), unpack4((*ahead)[piece * KEY_LOADS + n]), exists);
+        if (any(beyond_f16(numbers))) {
+            atomicStore(&found_non_finite, 1u);
+        }
+        if (i < BLOCK_K * HEAD_VECS) {
+            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] =
+                vec4<f16>(select(numbers, -numbers, params.query_scale < 0.0));
+        }
+    }
+}
+
 fn put(next: ptr<function, Next>, thread: u32, full: bool) {
     var exceeds = false;
     // unroll

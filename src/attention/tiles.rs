@@ -190,18 +190,20 @@ pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
         // Emulated: the least that has all of the kernel's loops, with one band of rows and with two.
         ..=32 if caps.is_cpu => tiles((64, 32), 2, 1),
         _ if caps.is_cpu => tiles((64, 32), 2, 2),
-        // 197.9. Two workgroups share a core, if only just: the ranges of four terms take the room
+        // 189.7. Two workgroups share a core, if only just: the ranges of four terms take the room
         // that is left.
         ..=64 if attention.mask.terms().len() > 1 => tiles((128, 16), 4, 1),
         ..=64 => tiles((128, 32), 4, 1),
-        // 235.6; the next one, where two share a core, 224.7.
+        // 220.6; the next one, where two share a core, is a tenth slower.
         65..=128 => tiles((256, 32), 8, 2),
         // 202.6 at D=256.
         _ => tiles((128, 16), 8, 2),
     };
     let halved = tiles((128, 16), 4, 2);
-    // For lists in smaller blocks of queries, and for few queries.
-    let small = [4, 2, 1].map(|subgroups| tiles((16 * subgroups, 16), subgroups, 2));
+    // For lists in smaller blocks of queries, and for few queries. In ms at N=16k and 10 % of blocks of
+    // 64: 0.92 at D=64, where four subgroups of 16 rows take 1.00; 1.99 at D=128, where two take 2.40.
+    let quarter = if dim <= 64 { tiles((64, 16), 2, 1) } else { tiles((64, 16), 4, 2) };
+    let small = [quarter, tiles((32, 16), 2, 2), tiles((16, 16), 1, 2)];
     let heads = u64::from(shape.batch) * u64::from(shape.query_heads);
     let usable = |block: &Tiles| {
         let blocks = u64::from(shape.query_len.div_ceil(block.block_q));
