@@ -212,9 +212,21 @@ fn key(context: &Context, attention: &Attention) -> String {
     }
     let Shape { batch, query_heads, key_heads, value_heads, .. } = alike.shape;
     let Shape { query_len, key_len, head_dim, value_dim, .. } = alike.shape;
-    let Attention { dtype, keys, mask, positions, score, activation, output, .. } = &alike;
+    let Attention {
+        shape: _,
+        dtype,
+        keys,
+        mask,
+        positions,
+        score,
+        activation,
+        output,
+        access: _,
+        f16_products,
+    } = &alike;
+    let products = if *f16_products { " f16 products" } else { "" };
     let text = format!(
-        "{}\t{}{dtype} b{batch} h{query_heads}/{key_heads}/{value_heads} n{query_len}/{key_len} \
+        "{}\t{}{dtype}{products} b{batch} h{query_heads}/{key_heads}/{value_heads} n{query_len}/{key_len} \
          d{head_dim}/{value_dim} {:?} mask {mask} {keys:?} {positions:?} {activation:?} {output:?} {score:?}",
         context.caps().adapter.replace(['\t', '\n'], " "),
         if context.has_checked_shaders() { "checked " } else { "" },
