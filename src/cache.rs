@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use std::{fs, io, process};
 
 use crate::context::lock;
@@ -13,6 +14,25 @@ use crate::plan::ready;
 
 /// Drivers never forget a pipeline: a file of more bytes than this is left behind, to start anew.
 const MOST_BYTES: usize = 256 << 20;
+
+/// What the tuner has found out about one configuration so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Choice {
+    /// The fastest kernel and tiles.
+    pub best: String,
+    /// Slower ones.
+    pub slower: Vec<String>,
+    /// The longest that a kernel took to compile.
+    pub compiling: Duration,
+}
+
+/// The file of choices, and its first line.
+const CHOICES: &str = "tuned.tsv";
+const HEAD: &str = concat!(
+    "# wgpu-attention ",
+    env!("CARGO_PKG_VERSION"),
+    ": by device and configuration the fastest kernel, slower ones, and the longest compilation in ms"
+);
 
 /// The folder, and the pipelines that the driver keeps in it.
 #[derive(Debug)]
@@ -60,6 +80,49 @@ impl Cache {
             *written = data.len();
             note(replace(file, &sealed(&data)), file);
         }
+    }
+}
+
+impl Cache {
+    /// What is known of a device and a configuration.
+    pub fn choice(&self, key: &str) -> Option<Choice> {
+        lines(&self.folder.join(CHOICES)).iter().find_map(|line| Choice::parse(line, key))
+    }
+
+    /// Writes what is known now.
+    pub fn keep_choice(&self, key: &str, choice: &Choice) {
+        let file = self.folder.join(CHOICES);
+        let mut lines = lines(&file);
+        lines.retain(|line| Choice::parse(line, key).is_none());
+        lines.push(choice.line(key));
+        let contents = format!("{HEAD}\n{}\n", lines.join("\n"));
+        note(replace(&file, contents.as_bytes()), &file);
+    }
+}
+
+/// The lines below the head of a file of choices, if it is one and of this version.
+fn lines(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let mut lines = text.lines();
+    match lines.next() {
+        Some(HEAD) => lines.map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+impl Choice {
+    /// What a line says of a key.
+    fn parse(line: &str, key: &str) -> Option<Self> {
+        let mut fields = line.strip_prefix(key)?.strip_prefix('\t')?.split('\t');
+        let (best, slower, compiling) = (fields.next()?, fields.next()?, fields.next()?);
+        let slower = slower.split("; ").filter(|name| !name.is_empty()).map(str::to_owned);
+        let compiling = Duration::from_millis(compiling.parse().ok()?);
+        Some(Self { best: best.into(), slower: slower.collect(), compiling })
+    }
+
+    fn line(&self, key: &str) -> String {
+        let Self { best, slower, compiling } = self;
+        format!("{key}\t{best}\t{}\t{}", slower.join("; "), compiling.as_millis())
     }
 }
 
@@ -132,5 +195,24 @@ mod tests {
             assert_eq!(unsealed(&file), None, "byte {place} changed");
         }
         assert_eq!(unsealed(&[&file[..], b"!"].concat()), None);
+    }
+
+    #[test]
+    fn choices_are_lines() {
+        let choice = Choice {
+            best: "tiled 64x32/8x8".into(),
+            slower: vec!["coop 1".into(), "tiled 2".into()],
+            compiling: Duration::from_millis(812),
+        };
+        for choice in [choice.clone(), Choice { slower: Vec::new(), ..choice }] {
+            let line = choice.line("device\tf16 d64");
+            assert_eq!(Choice::parse(&line, "device\tf16 d64"), Some(choice));
+            for other in ["device", "device\tf16 d6", "another\tf16 d64", ""] {
+                assert_eq!(Choice::parse(&line, other), None, "{other}");
+            }
+            for len in 0..line.rfind('\t').unwrap_or(0) {
+                assert_eq!(Choice::parse(&line[..len], "device\tf16 d64"), None);
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 #[cfg(not(target_family = "wasm"))]
-use crate::cache::Cache;
+use crate::cache::{Cache, Choice};
 use crate::pieces::{Rates, SUBMISSION_TIME};
 use crate::shader::{Binding, Source};
 use crate::{Bound, Caps, Error, MAX_HEAD_DIM, View, pieces, readback};
@@ -35,6 +35,9 @@ struct Inner {
     rates: Arc<Mutex<Rates>>,
     #[cfg(not(target_family = "wasm"))]
     cache: Option<Arc<Cache>>,
+    /// What the tuner has found out in this process.
+    #[cfg(not(target_family = "wasm"))]
+    choices: Arc<Mutex<HashMap<String, Choice>>>,
     absent: Absent,
     first: FirstWorkgroup,
     /// Why the device was lost; only ever set on a device of our own.
@@ -116,6 +119,8 @@ impl Context {
             rates: Arc::default(),
             #[cfg(not(target_family = "wasm"))]
             cache: None,
+            #[cfg(not(target_family = "wasm"))]
+            choices: Arc::default(),
             first: FirstWorkgroup::new(device),
             lost: Arc::default(),
         };
@@ -180,7 +185,8 @@ impl Context {
     }
 
     /// The same device and pipelines, with a folder for what is worth keeping between runs of a
-    /// program: pipelines compiled from now on, where the device has
+    /// program: what [`Attention::plan_tuned`](crate::Attention::plan_tuned) finds out, and pipelines
+    /// compiled from now on, where the device has
     /// [`Features::PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE) (Vulkan; contexts with a device of
     /// their own ask for it).
     ///
@@ -191,7 +197,8 @@ impl Context {
     #[must_use]
     pub fn with_cache(&self, folder: &std::path::Path) -> Self {
         let cache = Some(Arc::new(Cache::open(self.device(), folder)));
-        Self::from(Inner { cache, ..(*self.inner).clone() })
+        let choices = Arc::default();
+        Self::from(Inner { cache, choices, ..(*self.inner).clone() })
     }
 
     /// The device.
@@ -244,6 +251,10 @@ impl Context {
     /// Group 1 of the bindings of a dispatch from its first workgroup on.
     pub(crate) fn whole_dispatch(&self) -> &wgpu::BindGroup {
         &self.inner.first.zero
+    }
+
+    pub(crate) fn has_checked_shaders(&self) -> bool {
+        self.inner.checked_shaders
     }
 
     pub(crate) fn submission_time(&self) -> Duration {
@@ -312,6 +323,21 @@ impl Context {
             cache.keep_pipelines();
         }
         Ok(pipeline)
+    }
+
+    /// What the tuner has found out about a configuration, here or in an earlier process.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn choice(&self, key: &str) -> Option<Choice> {
+        let here = lock(&self.inner.choices).get(key).cloned();
+        here.or_else(|| self.inner.cache.as_ref()?.choice(key))
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn keep_choice(&self, key: &str, choice: Choice) {
+        if let Some(cache) = &self.inner.cache {
+            cache.keep_choice(key, &choice);
+        }
+        lock(&self.inner.choices).insert(key.to_owned(), choice);
     }
 
     /// What earlier runs of the program have compiled.

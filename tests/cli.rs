@@ -274,6 +274,9 @@ fn wrong_options_are_named() {
         (&["--block", "a"], &["--block", "number of tokens"]),
         (&["--adapter", "no such adapter"], &["--adapter", "no such adapter"]),
         (&["--adapter", "reference", "--variant", "tiled"], &["--variant", "reference"]),
+        (&["--adapter", "reference", "--tune"], &["--tune", "reference"]),
+        (&["--variant", "tiled", "--tune"], &["--variant", "--tune"]),
+        (&["--op", "linear", "--tune"], &["--tune", "--op attention"]),
     ];
     for (args, words) in cases {
         folder.refused(args, words);
@@ -427,4 +430,25 @@ fn kernels_are_printed_and_refused_by_name() {
         program(&["run", &minilm(), "--prefix", "layer3.", "--check", "--variant", "scores"]);
     assert_eq!(unsupported.status.code(), Some(2), "{}", stderr(&unsupported));
     assert!(stderr(&unsupported).contains("attention.scores"));
+}
+
+#[test]
+fn tuned_kernels_are_kept_and_right() {
+    if common::context().is_none() {
+        return;
+    }
+    let cache = tempfile::tempdir().expect("a folder");
+    let args = ["run", &minilm(), "--prefix", "layer3.", "--check", "--json", "--tune"];
+    let tuned = common::program!()
+        .args(args)
+        .env("WGPU_ATTENTION_CACHE", cache.path())
+        .output()
+        .expect("the program runs");
+    assert_eq!(tuned.status.code(), Some(0), "{}", stderr(&tuned));
+    let report: Value = serde_json::from_str(stdout(&tuned)).expect("JSON");
+    let kept = fs::read_to_string(cache.path().join("tuned.tsv")).expect("a file of choices");
+    let kernel = report["variant"].as_str().and_then(|label| label.strip_prefix("attention."));
+    let chosen =
+        format!("{} {}", kernel.expect("a kernel"), report["tiles"].as_str().expect("tiles"));
+    assert!(kept.contains(&chosen), "{chosen} is not in {kept}");
 }

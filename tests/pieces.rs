@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Case, Layout, Placed, Results, context, variants};
+use common::{Case, Layout, Placed, Results, context, emulating, variants};
 use wgpu_attention::{
     Activation, Attention, Bound, Broadcast, Context, DType, Inputs, KeyList, Keys, Lists, Mask,
     Outputs, Shape, Stage, Variant, wgpu,
@@ -48,16 +48,24 @@ fn bits(results: &Results) -> Vec<u32> {
 #[test]
 fn runs_in_pieces_give_the_same_bits() {
     let Some(context) = context() else { return };
-    let whole = context.with_submission_time(Duration::MAX);
     for case in cases() {
         for variant in variants(context, &case.attention) {
-            let expected = bits(&case.run(&whole, variant).expect("runs"));
-            for time in [0, 100, 1000, 10_000].map(Duration::from_micros) {
-                let pieces = context.with_submission_time(time);
-                let got = bits(&case.run(&pieces, variant).expect("runs"));
-                assert!(got == expected, "{variant} {time:?}: {:?}", case.attention);
-            }
+            check_pieces(context, &case, variant);
         }
+    }
+    if let Some(emulating) = emulating(context) {
+        let attention = Attention::new(Shape::new(1, 2, 150, 32), DType::F16);
+        check_pieces(emulating, &Case::new(attention.with_lse(), 9), Variant::Coop);
+    }
+}
+
+fn check_pieces(context: &Context, case: &Case, variant: Variant) {
+    let whole = context.with_submission_time(Duration::MAX);
+    let expected = bits(&case.run(&whole, variant).expect("runs"));
+    for time in [0, 100, 1000, 10_000].map(Duration::from_micros) {
+        let pieces = context.with_submission_time(time);
+        let got = bits(&case.run(&pieces, variant).expect("runs"));
+        assert!(got == expected, "{variant} {time:?}: {:?}", case.attention);
     }
 }
 

@@ -4,9 +4,13 @@ mod bind;
 mod cost;
 mod pack;
 pub mod reference;
+#[cfg(not(target_family = "wasm"))]
+mod synthetic;
 mod tensors;
 mod tiles;
 pub mod tolerance;
+#[cfg(not(target_family = "wasm"))]
+mod tune;
 mod variant;
 
 pub use tiles::Tiles;

@@ -1,5 +1,7 @@
 //! How the portable kernels cut their work: a pure function of capabilities and shape.
 
+use std::fmt;
+
 use super::{Attention, Variant};
 use crate::{Caps, Shape};
 
@@ -32,6 +34,19 @@ pub struct Tiles {
     /// Bytes of workgroup memory to take at most, whatever the device has: workgroups share a core
     /// while there is room for several.
     pub memory: u32,
+}
+
+impl fmt::Display for Tiles {
+    /// What tells tiles of one configuration apart: `128x64/16x16 lanes 2 step 64 chunk 16 values 64`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { block_q, block_k, threads_x, threads_y, lanes, step_k, .. } = self;
+        let Self { chunk_vecs, value_keys, .. } = self;
+        write!(
+            f,
+            "{block_q}x{block_k}/{threads_x}x{threads_y} lanes {lanes} step {step_k} chunk \
+             {chunk_vecs} values {value_keys}"
+        )
+    }
 }
 
 /// Workgroup memory that the walk and the row factors take beside the tiles.
@@ -180,8 +195,18 @@ const HUGE_DIM: u32 = 256;
 /// So few workgroups leave cores of a large device idle: blocks of queries are halved then.
 const WORKGROUPS: u64 = 132;
 
+/// The measured tiles of a kernel that a device has room for, best first; a tuner times them all.
+pub(super) fn table(variant: Variant, caps: &Caps, attention: &Attention) -> Vec<Tiles> {
+    match variant {
+        Variant::Coop => coop(caps, attention),
+        Variant::Subgroup => subgroup(caps, attention),
+        Variant::Tiled => tiled(caps, attention),
+        Variant::Scores | Variant::BlockSums => Vec::new(),
+    }
+}
+
 /// Tiles of `attention.coop`: `threads_y` subgroups of 32 lanes.
-pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
+fn coop(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
     let shape = &attention.shape;
     let dim = shape.head_dim.max(shape.value_dim);
     let tiles = |block, subgroups, lanes| Tiles::block(block, (32, subgroups), lanes).with_step(16);
@@ -210,9 +235,12 @@ pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
         let busy = block.block_q <= 128 || heads * blocks >= WORKGROUPS;
         busy && (block.block_q <= 64 || shape.query_len > 64) && block.divides(attention)
     };
+    let candidates = [widest].into_iter().chain((dim <= 128).then_some(halved)).chain(small);
+    let mut usable = candidates.filter(usable);
+    let fitted = |block: Tiles| block.fitted_coop(caps, shape);
     // The first or none: a device that has no room for it lacks it for what is slower too.
-    let mut candidates = [widest].into_iter().chain((dim <= 128).then_some(halved)).chain(small);
-    candidates.find(usable)?.fitted_coop(caps, shape)
+    let Some(first) = usable.next().and_then(fitted) else { return Vec::new() };
+    std::iter::once(first).chain(usable.filter_map(fitted)).collect()
 }
 
 /// Workgroup memory that lets three workgroups share a core of an H100, which has 48 KiB there for
@@ -220,7 +248,7 @@ pub(super) fn coop(caps: &Caps, attention: &Attention) -> Option<Tiles> {
 const SHARED_BYTES: u32 = 16 << 10;
 
 /// Tiles of `attention.tiled`. TFLOP/s are those of an H100 in f32, B=4 H=16 N=4096.
-pub(super) fn tiled(caps: &Caps, attention: &Attention) -> Option<Tiles> {
+fn tiled(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
     let value_dim = attention.shape.value_dim;
     let dim = attention.shape.head_dim.max(value_dim);
     let wide = value_dim > 128;
@@ -241,11 +269,11 @@ pub(super) fn tiled(caps: &Caps, attention: &Attention) -> Option<Tiles> {
     let huge = huge.into_iter().filter(|_| value_dim > HUGE_DIM);
     let least = [Tiles::block((32, 32), (8, 4), 1), Tiles::block((16, 32), (8, 4), 1)];
     let blocks = huge.chain(candidates.iter().copied().flatten()).chain(least);
-    first_fitting(blocks, caps, attention)
+    fitting(blocks, caps, attention)
 }
 
-/// Tiles of `attention.subgroup`, for subgroups of at least `smallest` lanes. TFLOP/s as above.
-pub(super) fn subgroup(caps: &Caps, attention: &Attention, smallest: u32) -> Option<Tiles> {
+/// Tiles of `attention.subgroup`. TFLOP/s as above.
+fn subgroup(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
     let value_dim = attention.shape.value_dim;
     let dim = attention.shape.head_dim.max(value_dim);
     let wide = value_dim > 128;
@@ -271,16 +299,18 @@ pub(super) fn subgroup(caps: &Caps, attention: &Attention, smallest: u32) -> Opt
     let huge = huge.into_iter().filter(|_| value_dim > HUGE_DIM);
     let least = [Tiles::block((32, 32), (8, 8), 2), Tiles::block((16, 32), (8, 4), 2)];
     let blocks = huge.chain(candidates.iter().copied().flatten()).chain(least);
-    first_fitting(blocks.filter(|block| block.lanes <= smallest), caps, attention)
+    let smallest = caps.subgroup.map_or(1, |(smallest, _)| smallest);
+    fitting(blocks.filter(|block| block.lanes <= smallest), caps, attention)
 }
 
-/// The first that fits the device and divides the query blocks of the configuration's list.
-fn first_fitting(
+/// Those that fit the device and divide the query blocks of the configuration's list.
+fn fitting(
     candidates: impl Iterator<Item = Tiles>,
     caps: &Caps,
     attention: &Attention,
-) -> Option<Tiles> {
+) -> Vec<Tiles> {
     candidates
         .filter(|block| block.divides(attention))
-        .find_map(|block| block.fitted(caps, &attention.shape))
+        .filter_map(|block| block.fitted(caps, &attention.shape))
+        .collect()
 }

@@ -117,14 +117,14 @@ impl Variant {
             {
                 return Ok(None);
             }
-            (Self::Scores | Self::BlockSums, _) => None,
+            (Self::Scores | Self::BlockSums, _) => Vec::new(),
             (Self::Coop, _) => match coop_lacks(caps, attention) {
                 Some(reason) => return refuse(reason.into()),
-                None => tiles::coop(caps, attention),
+                None => tiles::table(self, caps, attention),
             },
-            (Self::Tiled, _) => tiles::tiled(caps, attention),
+            (Self::Tiled, _) => tiles::table(self, caps, attention),
             (Self::Subgroup, _) => match caps.subgroup {
-                Some((smallest, _)) if smallest >= 4 => tiles::subgroup(caps, attention, smallest),
+                Some((smallest, _)) if smallest >= 4 => tiles::table(self, caps, attention),
                 Some((smallest, _)) => {
                     return refuse(format!(
                         "it needs subgroups of at least 4 and the device has some of {smallest}"
@@ -133,13 +133,30 @@ impl Variant {
                 None => return refuse("the device has no subgroup operations".into()),
             },
         };
-        match tiles {
-            Some(tiles) => Ok(Some(tiles)),
+        match tiles.first() {
+            Some(tiles) => Ok(Some(*tiles)),
             None => refuse(format!(
                 "its least tile does not fit {} invocations and {} bytes of workgroup memory (maxComputeInvocationsPerWorkgroup, maxComputeWorkgroupStorageSize)",
                 caps.workgroup_invocations, caps.workgroup_memory
             )),
         }
+    }
+
+    /// The kernels and tiles that suit `attention`, in the order of the table: what `plan` chooses,
+    /// and then what a tuner tries. None where the kernel has no tiles.
+    #[cfg(not(target_family = "wasm"))]
+    pub(super) fn candidates(caps: &Caps, attention: &Attention) -> Vec<(Self, Tiles)> {
+        let supports = |variant: &Self| variant.supports(caps, attention).is_ok();
+        let tiles = |variant| tiles::table(variant, caps, attention).into_iter();
+        let each = Self::ALL.into_iter().filter(supports);
+        let all = each.flat_map(|variant| tiles(variant).map(move |tiles| (variant, tiles)));
+        let mut different = Vec::new();
+        for candidate in all {
+            if !different.contains(&candidate) {
+                different.push(candidate);
+            }
+        }
+        different
     }
 
     /// The first variant that supports `attention`, with its tiles; logs who was refused and why.

@@ -48,11 +48,7 @@ pub fn context() -> Option<&'static Context> {
     let context = CONTEXT.get_or_init(|| match pollster::block_on(Context::request()) {
         Ok(context) => {
             eprintln!("testing on {}", context.caps().adapter);
-            let context = match std::env::var_os("WGPU_ATTENTION_SMALL_PIECES").is_some() {
-                true => context.with_submission_time(Duration::ZERO),
-                false => context,
-            };
-            Some(checked(context))
+            Some(as_asked(context))
         }
         Err(error) => {
             assert!(std::env::var_os(REQUIRE_ADAPTER).is_none(), "{error}");
@@ -65,12 +61,17 @@ pub fn context() -> Option<&'static Context> {
     context.as_ref()
 }
 
-/// With every run-time check of shaders, if the environment says so.
-fn checked(context: Context) -> Context {
-    match std::env::var_os("WGPU_ATTENTION_CHECKED_SHADERS") {
-        Some(_) => context.with_checked_shaders(true),
-        None => context,
+/// Other ways to run the tests, as `cargo xtask test` asks for them: with all checks of the shader
+/// compiler, and every workgroup in a submission of its own.
+fn as_asked(mut context: Context) -> Context {
+    let asked = |name| std::env::var_os(name).is_some();
+    if asked("WGPU_ATTENTION_SMALL_PIECES") {
+        context = context.with_submission_time(Duration::ZERO);
     }
+    if asked("WGPU_ATTENTION_CHECKED_SHADERS") {
+        context = context.with_checked_shaders(true);
+    }
+    context
 }
 
 /// `context` with emulated matrices, for the kernels that no software driver could run otherwise;
@@ -82,7 +83,7 @@ pub fn emulating(context: &Context) -> Option<&'static Context> {
         let caps = whole.caps();
         (caps.matrices.is_empty() && caps.shader_f16 && caps.subgroup.is_some()).then(|| {
             let caps = caps.clone().with_emulated_matrices();
-            checked(Context::with_caps(caps, whole.device(), whole.queue()))
+            as_asked(Context::with_caps(caps, whole.device(), whole.queue()))
         })
     });
     emulating.as_ref().filter(|_| std::ptr::eq(context, whole))

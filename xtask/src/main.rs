@@ -37,6 +37,8 @@ enum Task {
         /// Run on this driver alone.
         #[arg(long)]
         driver: Option<Driver>,
+        #[command(flatten)]
+        ways: Ways,
         /// Arguments for `cargo test`.
         #[arg(last = true)]
         args: Vec<OsString>,
@@ -93,7 +95,7 @@ pub struct Stop {
 
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
-        Task::Test { options, driver, args } => test(&options, driver, &args),
+        Task::Test { options, driver, ways, args } => test(&options, driver, &ways, &args),
         Task::Bench { options, args } => bench(&options, &args),
         Task::GpuBundle { output } => gpu_bundle(output),
         Task::Conformance { options, driver, all } => write_conformance(&options, driver, all),
@@ -114,10 +116,26 @@ fn in_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()))
 }
 
-fn test(options: &Options, driver: Option<Driver>, args: &[OsString]) -> Result<ExitCode, Stop> {
+/// Other ways to run the same tests, which `tests/common` reads from the environment.
+#[derive(clap::Args, Default)]
+struct Ways {
+    /// Compile shaders with all run-time checks: every index, loop and byte of workgroup memory.
+    #[arg(long)]
+    checked: bool,
+    /// Submit every workgroup by itself.
+    #[arg(long)]
+    pieces: bool,
+}
+
+fn test(
+    options: &Options,
+    driver: Option<Driver>,
+    ways: &Ways,
+    args: &[OsString],
+) -> Result<ExitCode, Stop> {
     let strict = in_ci();
     let runs = setup::ready(options, &setup::wanted(&options.found(), driver, strict))?;
-    timed(|steps| test_runs(steps, &runs, args, strict))
+    timed(|steps| test_runs(steps, &runs, args, strict, ways))
 }
 
 /// Runs the tests once per driver, from the same binaries.
@@ -126,7 +144,13 @@ fn test(options: &Options, driver: Option<Driver>, args: &[OsString]) -> Result<
 /// slow part of what a driver cannot change. A choice of tests by the user holds for all runs.
 ///
 /// xtask is left out: it could not be replaced while it runs (on Windows), and `ci` tests it separately.
-fn test_runs(steps: &mut Steps, runs: &[Run], args: &[OsString], strict: bool) -> Result<(), Stop> {
+fn test_runs(
+    steps: &mut Steps,
+    runs: &[Run],
+    args: &[OsString],
+    strict: bool,
+    ways: &Ways,
+) -> Result<(), Stop> {
     for (index, run) in runs.iter().enumerate() {
         let mut command = cargo("test --workspace --exclude xtask --features cli");
         if args.is_empty() && index > 0 {
@@ -134,8 +158,14 @@ fn test_runs(steps: &mut Steps, runs: &[Run], args: &[OsString], strict: bool) -
         }
         command.args(args);
         run.pin(&mut command);
-        if strict {
-            command.env("WGPU_ATTENTION_REQUIRE_ADAPTER", "1");
+        for (wanted, variable) in [
+            (strict, "WGPU_ATTENTION_REQUIRE_ADAPTER"),
+            (ways.checked, "WGPU_ATTENTION_CHECKED_SHADERS"),
+            (ways.pieces, "WGPU_ATTENTION_SMALL_PIECES"),
+        ] {
+            if wanted {
+                command.env(variable, "1");
+            }
         }
         steps.run(&format!("test on {}", run.driver.name()), &mut command)?;
     }
@@ -218,7 +248,7 @@ fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
         cargo("doc --package wgpu-attention --lib --no-deps").env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     conformance::forget()?;
-    test_runs(steps, &runs, &[], true)?;
+    test_runs(steps, &runs, &[], true, &Ways::default())?;
     steps.time("conformance", conformance::check)?;
     web::run(steps, options, web::Mode::CHECK)
 }

@@ -6,7 +6,8 @@
 # RESULTS is a folder: one text a test binary, summary.txt, info.txt, and of the benchmark
 # record.json, record.csv, bench.txt and report/index.html. Ends with 0 if everything passed.
 # VK_DRIVER_FILES chooses a driver as usual; TESTS="attention sparse" chooses tests;
-# WGPU_ATTENTION_CHECKED_SHADERS=1 tests with the compiler's bounds checks on.
+# WGPU_ATTENTION_CHECKED_SHADERS=1 tests with the compiler's bounds checks on, and
+# WGPU_ATTENTION_SMALL_PIECES=1 with every workgroup in a submission of its own.
 set -u
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 if [ $# -lt 1 ]; then

@@ -26,10 +26,17 @@ fn has_lse(attention: &Attention) -> bool {
     attention.output == Output::Attention { lse: true }
 }
 
-/// Plans a problem for a device, with the variant that was asked for or the first that can.
-pub fn plan(context: &Context, attention: &Attention, variant: Option<Variant>) -> Result<Plan> {
+/// Plans a problem for a device, with the variant that was asked for, or the fastest, or the first
+/// that can.
+pub fn plan(
+    context: &Context,
+    attention: &Attention,
+    variant: Option<Variant>,
+    tune: bool,
+) -> Result<Plan> {
     Ok(match variant {
         Some(variant) => block_on(attention.plan_with(context, variant))?,
+        None if tune => block_on(attention.plan_tuned(context))?,
         None => block_on(attention.plan(context))?,
     })
 }

@@ -52,6 +52,10 @@ pub struct Args {
     /// Forces a kernel
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    /// Times kernels and tiles for two seconds and takes the fastest; the next run goes on where this
+    /// one stopped, until all have been tried
+    #[arg(long, conflicts_with = "variant")]
+    tune: bool,
     /// Part of the name of the adapter to use; `reference` computes on the CPU in f64
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
@@ -83,6 +87,8 @@ struct Report {
     adapter: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tiles: Option<String>,
     dtype: &'static str,
     query: [u32; 4],
     key: [u32; 4],
@@ -112,7 +118,11 @@ pub fn run(args: &Args) -> Result<()> {
     let tensors = file.tensors(&args.prefix)?;
     let (given, other) = match args.op {
         Op::Attention => (args.linear.given(), "linear"),
-        Op::Linear => (args.options.given().or(args.scores.map(|_| "--scores")), "attention"),
+        Op::Linear => {
+            let tune = args.tune.then_some("--tune");
+            let given = args.options.given().or(args.scores.map(|_| "--scores")).or(tune);
+            (given, "attention")
+        }
     };
     if let Some(option) = given {
         return Err(bad_input(format!("{option}: expected with --op {other} only")));
@@ -193,9 +203,10 @@ impl Args {
                 Some(context) => context,
                 None => device::open(self.adapter.as_deref())?,
             };
-            let plan = compute::plan(&context, &problem.attention, variant)?;
+            let plan = compute::plan(&context, &problem.attention, variant, self.tune)?;
             report.adapter = context.caps().adapter.clone();
             report.variant = Some(plan.variant().label());
+            report.tiles = plan.tiles().map(ToString::to_string);
             report.wgsl = self.print_wgsl.then(|| plan.wgsl().to_owned());
             if self.print_wgsl && self.output.is_none() && !self.check {
                 return Ok(None);
@@ -236,10 +247,10 @@ impl Args {
     /// Whether the reference computes, which has no kernels.
     fn is_on_host(&self) -> Result<bool> {
         let on_host = self.adapter.as_deref() == Some("reference");
-        if on_host && (self.print_wgsl || self.variant.is_some()) {
+        if on_host && (self.print_wgsl || self.variant.is_some() || self.tune) {
             return Err(bad_input(
-                "--adapter: expected a device for --print-wgsl and --variant, got `reference`, \
-                 which has no kernels",
+                "--adapter: expected a device for --print-wgsl, --variant and --tune, got \
+                 `reference`, which has no kernels",
             ));
         }
         Ok(on_host)
@@ -314,6 +325,7 @@ impl Report {
         Self {
             adapter: String::new(),
             variant: None,
+            tiles: None,
             dtype: dtype.name(),
             query: shape.query(),
             key: shape.key(),
@@ -345,7 +357,8 @@ impl fmt::Display for Report {
         }
         writeln!(f, "adapter  {}", self.adapter)?;
         if let Some(variant) = self.variant {
-            writeln!(f, "kernel   {variant}")?;
+            let tiles = self.tiles.as_ref().map(|tiles| format!(", tiles {tiles}"));
+            writeln!(f, "kernel   {variant}{}", tiles.unwrap_or_default())?;
         }
         let Self { query, key, value, dtype, .. } = self;
         write!(f, "tensors  q {query:?}, k {key:?}, v {value:?} in {dtype}")?;

@@ -17,6 +17,9 @@ use crate::{bad_input, problem};
 /// Rows whose result is checked.
 const CHECKED_ROWS: usize = 32;
 
+/// As many as there are candidates: at least one is tried each time, or nothing ever.
+const TUNING_CALLS: usize = 15;
+
 /// Every case of a family at one point of the sweep.
 pub fn entries(
     sweep: &Sweep<'_>,
@@ -37,8 +40,14 @@ pub fn entries(
         _ => vec![Job::Dense],
     };
     let mut entries = Vec::new();
-    for variant in variants(&sweep.options.variant, caps, &attention)? {
+    let variants = variants(&sweep.options.variant, caps, &attention)?;
+    for &variant in &variants {
         entries.extend(jobs.iter().map(|&job| entry(&attention, variant, family, job)));
+    }
+    if let (Some(&variant), true) =
+        (variants.first(), sweep.options.tune && family != Family::Sparse)
+    {
+        entries.push(entry(&attention, variant, family, Job::Tuned));
     }
     Ok(entries)
 }
@@ -59,6 +68,8 @@ fn variants(asked: &[String], caps: &Caps, attention: &Attention) -> Result<Vec<
 enum Job {
     /// All of them, with the kernel's own tiles.
     Dense,
+    /// All of them, with the fastest kernel and tiles.
+    Tuned,
     /// All of them, with the tiles of a list.
     DenseTiled(Keys),
     /// Those of a random list.
@@ -81,7 +92,7 @@ impl Job {
     /// What it adds to the label of a case.
     fn label(&self) -> String {
         match self {
-            Self::Dense => String::new(),
+            Self::Dense | Self::Tuned => String::new(),
             Self::DenseTiled(_) => "/dense".into(),
             Self::Random(keys, density) => format!("/{}/density{density}", name(keys)),
             Self::Masked(keys) => format!("/{}/as-mask", name(keys)),
@@ -93,7 +104,7 @@ impl Job {
         let shape = &attention.shape;
         let arrays = Arrays::default();
         match *self {
-            Self::Dense | Self::DenseTiled(_) => Ok(None),
+            Self::Dense | Self::Tuned | Self::DenseTiled(_) => Ok(None),
             Self::Random(Keys::Blocks { block_q, block_k, .. }, density) => {
                 let source =
                     Pattern::random(density, 1).source(attention, &arrays, (block_q, block_k))?;
@@ -131,8 +142,9 @@ fn entry(attention: &Attention, variant: Variant, family: Family, job: Job) -> E
         _ => "softmax",
     };
     let causal = attention.mask == Mask::causal();
+    let kernel = if let Job::Tuned = job { "tuned" } else { variant.name() };
     let label = format!(
-        "attention/{variant}/{}/{activation}{}/b{batch}h{query_heads}{}n{query_len}d{head_dim}{}",
+        "attention/{kernel}/{}/{activation}{}/b{batch}h{query_heads}{}n{query_len}d{head_dim}{}",
         attention.dtype,
         if causal { "/causal" } else { "" },
         if key_heads == query_heads { String::new() } else { format!("kv{key_heads}") },
@@ -142,11 +154,14 @@ fn entry(attention: &Attention, variant: Variant, family: Family, job: Job) -> E
         label,
         family: family.name().into(),
         variant: variant.name().into(),
-        detail: job.label().trim_start_matches('/').into(),
+        detail: match job {
+            Job::Tuned => kernel.into(),
+            _ => job.label().trim_start_matches('/').into(),
+        },
         density: match job {
             Job::DenseTiled(_) => Some(1.0),
             // A random list has about the share that was asked for; the case knows.
-            Job::Dense | Job::Random(..) | Job::Masked(_) => None,
+            Job::Dense | Job::Tuned | Job::Random(..) | Job::Masked(_) => None,
         },
         causal,
         ..Row::at(&attention.shape, attention.dtype)
@@ -190,6 +205,13 @@ fn prepare(context: &Context, attention: &Attention, variant: Variant, job: Job)
 
 /// The plan of a case; dense attention beside lists gets their tiles.
 fn plan(context: &Context, attention: &Attention, variant: Variant, job: Job) -> Result<Plan> {
+    if let Job::Tuned = job {
+        // A call tries what there is time for.
+        for _ in 1..TUNING_CALLS {
+            block_on(attention.plan_tuned(context))?;
+        }
+        return Ok(block_on(attention.plan_tuned(context))?);
+    }
     if let Job::DenseTiled(keys) = job {
         let listed = attention.clone().with_keys(keys);
         if let Some(tiles) = variant.tiles(context.caps(), &listed).map_err(Error::from)? {

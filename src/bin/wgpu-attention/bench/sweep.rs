@@ -91,6 +91,10 @@ pub struct Options {
     /// Kernels to time, or `all` that can [default: the one that `run` takes]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub variant: Vec<String>,
+    /// Times dense attention with tuned kernels and tiles too, which takes half a minute a case at
+    /// most, the first time
+    #[arg(long)]
+    pub tune: bool,
     #[command(flatten)]
     pub linear: linear::Options,
 }
