@@ -253,6 +253,7 @@ impl Context {
         &self.inner.first.zero
     }
 
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn has_checked_shaders(&self) -> bool {
         self.inner.checked_shaders
     }
