@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{Case, Layout, context, layouts, small};
-use wgpu_attention::{Activation, Attention, Broadcast, DType, Mask, Positions, Shape, Stage};
+use common::{Case, Layout, context, emulating, layouts, small};
+use wgpu_attention::{
+    Activation, Attention, Broadcast, DType, Mask, Positions, Shape, Stage, Variant,
+};
 
 fn sigmoid() -> Activation {
     Activation::Sigmoid { bias: None }
@@ -56,6 +58,39 @@ fn halves() {
                 Case::new(attention, seed as u64).check(context);
             }
         }
+    }
+}
+
+/// Other tensors in f16 products, for which their numbers are chosen: multiples of 1/64. Beyond f16's
+/// range an element spoils the rows that keep it, and no others.
+#[test]
+fn f16_products() {
+    let Some(context) = context() else { return };
+    for dtype in [DType::F32, DType::BF16] {
+        let attention =
+            Attention::new(small(), dtype).with_mask(Mask::causal()).with_lse().with_f16_products();
+        let mut case = Case::new(attention, 7);
+        for numbers in [&mut case.query, &mut case.key, &mut case.value] {
+            for x in numbers {
+                *x = dtype.decode(&dtype.encode(&[(*x * 64.0).round() / 64.0]))[0];
+            }
+        }
+        case.check(context);
+
+        // The last key, which the last query alone keeps.
+        let Some(context) = emulating(context).or(Some(context)) else { continue };
+        if Variant::Coop.supports(context.caps(), &case.attention).is_err() {
+            continue;
+        }
+        let sound = case.run(context, Variant::Coop).expect("a supported variant runs").out;
+        let (last, width) = (case.key.len() - 1, small().value_dim as usize);
+        case.key[last] = 70_000.0;
+        let spoilt = case.run(context, Variant::Coop).expect("a supported variant runs").out;
+        let last_row = sound.len() - width;
+        assert!(spoilt[last_row..].iter().all(|x| x.is_nan()), "{:?}", &spoilt[last_row..]);
+        let heads = small().query_heads as usize;
+        let others = (small().batch as usize - 1) * heads * small().query_len as usize * width;
+        assert_eq!(spoilt[..others], sound[..others]);
     }
 }
 
@@ -195,7 +230,7 @@ fn the_least_numbers_as_biases() {
         let keys = case.sides.key_bias.as_mut().expect("asked for");
         keys.iter_mut().step_by(7).for_each(|x| *x = f32::MIN);
         case.check(context);
-        let results = case.run(context, wgpu_attention::Variant::Tiled).expect("it runs");
+        let results = case.run(context, Variant::Tiled).expect("it runs");
         assert!(results.out.iter().all(|x| x.is_finite()), "{dtype}");
     }
 }
@@ -231,7 +266,7 @@ fn sinks() {
             case.sides.sinks = Some(vec![-50.0, 1.5, 30.0, 0.0]);
             case.sides.key_lengths = Some(vec![0, 40]);
             case.check(context);
-            let results = case.run(context, wgpu_attention::Variant::Tiled).expect("it runs");
+            let results = case.run(context, Variant::Tiled).expect("it runs");
             let lse = results.lse.expect("asked for");
             assert!((lse[0] + 50.0).abs() < 1e-5 && (lse[33] - 1.5).abs() < 1e-6, "{lse:?}");
             case.attention = attention.with_scores(Stage::Probabilities);
@@ -252,7 +287,7 @@ fn rows_without_keys() {
     case.sides.dense_mask =
         Some((wgpu_attention::pack_mask(&keep, shape.key_len), Broadcast::SHARED));
     case.check(context);
-    let results = case.run(context, wgpu_attention::Variant::Tiled).expect("it runs");
+    let results = case.run(context, Variant::Tiled).expect("it runs");
     let row = 2 * shape.value_dim as usize;
     assert!(results.out[row..row + shape.value_dim as usize].iter().all(|&x| x == 0.0));
     assert_eq!(results.lse.expect("asked for")[2], f32::NEG_INFINITY);
@@ -290,7 +325,7 @@ fn large_scores() {
                 .with_mask(Mask::causal())
                 .with_scale(scale);
             let case = Case::new(attention, 2);
-            for variant in wgpu_attention::Variant::ALL {
+            for variant in Variant::ALL {
                 if variant.supports(context.caps(), &case.attention).is_ok() {
                     let results = case.run(context, variant).expect("it runs");
                     assert!(results.out.iter().all(|x| x.is_finite()), "{variant}");

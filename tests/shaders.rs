@@ -131,7 +131,7 @@ fn composed() -> &'static [Composed] {
             }
             let alignment = alignments[(turn + turn / 2) % 2];
             let attention = attention(DType::ALL[turn % 3]).with_alignment(alignment);
-            add(&mut composed, &large, attention.clone());
+            add(&mut composed, &large, attention.clone().with_f16_products());
             for keys in lists() {
                 let attention = attention.clone().with_keys(keys);
                 add(&mut composed, &software, attention.clone());
@@ -155,7 +155,8 @@ fn composed() -> &'static [Composed] {
             for (index, device) in [&floor, &with_subgroups, &large].into_iter().enumerate() {
                 let switches = [off, on][(turn / 2 + index) % 2];
                 let dtype = DType::ALL[(turn + index) % 3];
-                add(&mut composed, device, switches.apply(Attention::new(shape, dtype)));
+                let attention = switches.apply(Attention::new(shape, dtype)).with_f16_products();
+                add(&mut composed, device, attention);
             }
         }
         composed

@@ -173,11 +173,20 @@ impl Attention {
     /// Lets f32 and bf16 tensors use matrix units, in f16: queries, keys, values and weights are rounded
     /// to 11 significant bits (a relative error of up to 2⁻¹¹ each) and what is smaller than 6·10⁻⁵ to
     /// multiples of 6·10⁻⁸. Elements of 65520 or more count as infinite: rows that keep such a key come out
-    /// as NaN. Scores, sums and outputs stay f32 or bf16. Kernels without matrix units compute as ever.
+    /// as NaN. Scores, sums and outputs stay f32 or bf16. Kernels without matrix units compute as ever. The
+    /// [reference] then wants numbers that are rounded to f16.
     #[must_use]
     pub const fn with_f16_products(mut self) -> Self {
         self.f16_products = true;
         self
+    }
+
+    /// The dtype whose rounding a result must be expected to have.
+    pub(crate) fn precision(&self) -> DType {
+        match self.dtype {
+            DType::F32 if self.f16_products => DType::F16,
+            dtype => dtype,
+        }
     }
 
     /// Sets the mask.

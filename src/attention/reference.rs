@@ -162,7 +162,7 @@ impl<'a> Reference<'a> {
     /// When an index lies outside of the shape.
     pub fn row_eager(&self, batch: u32, head: u32, query: u32) -> Row {
         let mut row = self.attend::<f32>(self.place(batch, head, query));
-        let dtype = self.attention.dtype;
+        let dtype = self.attention.precision();
         let out: Vec<f32> = row.out.iter().map(|&x| x as f32).collect();
         row.out = dtype.decode(&dtype.encode(&out)).into_iter().map(f64::from).collect();
         row

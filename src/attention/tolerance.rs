@@ -168,7 +168,7 @@ impl Reference<'_> {
             lses.push(vec![row.lse], vec![eager.lse], sensitivity);
         }
         let lse = lse.map(|lse| lses.compare(lse, DType::F32));
-        (outs.compare(out, self.attention.dtype), lse)
+        (outs.compare(out, self.attention.precision()), lse)
     }
 
     /// Judges rows `[batch, head, query]` of the whole `scores [batch, query_heads, query_len,

@@ -53,6 +53,9 @@ pub struct Options {
     /// Writes the log-sum-exp of every row as `lse` (softmax only)
     #[arg(long)]
     lse: bool,
+    /// Lets f32 and bf16 tensors be rounded to f16 before they are multiplied, for matrix units
+    #[arg(long)]
+    f16_products: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -110,6 +113,7 @@ impl<'a> Problem<'a> {
         if options.lse {
             attention = attention.with_lse();
         }
+        attention.f16_products = options.f16_products;
         let list = keys::load(tensors, &shape, options.keys, options.block)?;
         attention.keys = list.as_ref().map_or(Keys::Dense, |list| list.keys);
         attention.validate()?;
@@ -159,10 +163,16 @@ impl<'a> Problem<'a> {
 
     /// The tensors as numbers, for the reference.
     pub fn decode(&self) -> Result<Decoded> {
+        let rounded = |mut numbers: Vec<f32>| {
+            if self.attention.f16_products {
+                numbers = DType::F16.decode(&DType::F16.encode(&numbers));
+            }
+            numbers
+        };
         Ok(Decoded {
-            query: self.query.floats()?,
-            key: self.key.floats()?,
-            value: self.value.floats()?,
+            query: rounded(self.query.floats()?),
+            key: rounded(self.key.floats()?),
+            value: rounded(self.value.floats()?),
             bias: self.bias.as_ref().map(Tensor::floats).transpose()?,
         })
     }
@@ -198,6 +208,7 @@ impl Options {
             block: (64, 64),
             pattern: None,
             lse: false,
+            f16_products: false,
         }
     }
 
@@ -220,6 +231,7 @@ impl Options {
             ("--align", self.align.is_some()),
             ("--softcap", self.softcap.is_some()),
             ("--lse", self.lse),
+            ("--f16-products", self.f16_products),
             ("--keys", self.keys != KeysName::Dense),
             ("--pattern", self.pattern.is_some()),
         ];
