@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Case, Layout, Placed, Random, context, variants};
+use common::{Call, Case, Layout, Random, context, each_integer, variants};
 use wgpu_attention::wgpu::util::DeviceExt as _;
 use wgpu_attention::{
     Alignment, Array, Arrays, Attention, Bound, Broadcast, Caps, Context, DType, Error, Inputs,
@@ -16,42 +16,6 @@ fn shape() -> Shape {
 
 fn plan(context: &Context, attention: &Attention, variant: Variant) -> Plan {
     pollster::block_on(attention.plan_with(context, variant)).expect("a supported variant plans")
-}
-
-/// The tensors of one call on the device.
-struct Call {
-    query: Placed,
-    key: Placed,
-    value: Placed,
-    out: Placed,
-    lse: Placed,
-}
-
-impl Call {
-    fn new(context: &Context, case: &Case, layout: Layout) -> Self {
-        let (shape, dtype) = (case.attention.shape, case.attention.dtype);
-        let place = |dtype, shape, values| Placed::new(context, dtype, shape, layout, values);
-        Self {
-            query: place(dtype, shape.query(), Some(&case.query)),
-            key: place(dtype, shape.key(), Some(&case.key)),
-            value: place(dtype, shape.value(), Some(&case.value)),
-            out: place(dtype, shape.out(), None),
-            lse: place(DType::F32, shape.lse(), None),
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs::new(self.query.view(), self.key.view(), self.value.view())
-    }
-
-    fn outputs(&self) -> Outputs<'_> {
-        Outputs::new(self.out.view()).with_lse(self.lse.view())
-    }
-
-    fn results(&self, context: &Context) -> common::Results {
-        let (out, lse) = (self.out.read(context), Some(self.lse.read(context)));
-        common::Results { out, lse, scores: Vec::new() }
-    }
 }
 
 /// Records some work and waits for it.
@@ -93,7 +57,7 @@ fn inputs_in_one_buffer() {
                 .with_offset((4 + part * heads * dim) as u64)
                 .with_strides(strides)
         };
-        let call = Call::new(context, &case, Layout::Dense);
+        let call = Call::new(context, &case);
         for variant in variants(context, &case.attention) {
             let inputs = Inputs::new(view(0), view(1), view(2));
             let plan = plan(context, &case.attention, variant);
@@ -117,7 +81,7 @@ fn keys_and_values_in_one_range() {
     let buffer = storage(context, bytemuck::cast_slice(&all));
     for shift in [0, 1, 8] {
         case.value = all[shift * dim..][..rows * dim].to_vec();
-        let call = Call::new(context, &case, Layout::Dense);
+        let call = Call::new(context, &case);
         let key = View::new(&buffer, DType::F32, shape().key());
         let value = key.with_offset((shift * dim) as u64);
         let inputs = Inputs::new(call.query.view(), key, value);
@@ -138,7 +102,7 @@ fn outputs_leave_their_neighbours_alone() {
     for (dtype, dim) in [(DType::F32, 32), (DType::F16, 7), (DType::BF16, 7)] {
         let attention = Attention::new(Shape::new(1, 2, 33, dim), dtype).with_lse();
         let cases = [3, 4].map(|seed| Case::new(attention.clone(), seed));
-        let calls = cases.each_ref().map(|case| Call::new(context, case, Layout::Dense));
+        let calls = cases.each_ref().map(|case| Call::new(context, case));
         let dims = u64::from(dim);
         let (row, rows) = (2 * dims, 2 * 33);
         let lse_at = (row * rows * dtype.size()).next_multiple_of(256) / 4;
@@ -177,11 +141,11 @@ fn one_plan_bound_twice_and_encoded_often() {
     let attention = Attention::new(shape(), DType::F32)
         .with_mask("lengths & causal".parse().expect("a valid expression"))
         .with_lse();
-    let cases = [5, 6].map(|seed| Case::new(attention.clone(), seed));
+    let cases = [5, 6].map(|seed| Case::new(attention.clone(), seed).with_layout(Layout::Packed));
     for variant in variants(context, &attention) {
         let plan = plan(context, &attention, variant);
         let alone = cases.each_ref().map(|case| case.run_plan(context, &plan).expect("runs"));
-        let calls = cases.each_ref().map(|case| Call::new(context, case, Layout::Packed));
+        let calls = cases.each_ref().map(|case| Call::new(context, case));
         let bind = |index: usize| {
             let inputs = calls[index].inputs().with_arrays(cases[index].sides.arrays());
             plan.bind(&inputs, &calls[index].outputs()).expect("views that fit")
@@ -213,7 +177,7 @@ fn arrays_on_the_device_are_read_when_encoded() {
     let others = storage(context, bytemuck::cast_slice(&[64u32, 1]));
     for variant in variants(context, &attention) {
         let plan = plan(context, &attention, variant);
-        let [first, second] = [(); 2].map(|()| Call::new(context, &case, Layout::Dense));
+        let [first, second] = [(); 2].map(|()| Call::new(context, &case));
         let mut arrays = Arrays::default();
         arrays.key_lengths = Some(Array::device(&lengths, 3, 2));
         let bind = |call: &Call| {
@@ -247,7 +211,7 @@ fn reserved_arrays_are_the_callers_to_write() {
     let case = Case::new(attention.clone(), 8);
     for variant in variants(context, &attention) {
         let plan = plan(context, &attention, variant);
-        let call = Call::new(context, &case, Layout::Dense);
+        let call = Call::new(context, &case);
         let mut arrays = case.sides.arrays();
         arrays.key_lengths = Some(Array::Reserved { len: 2 });
         arrays.key_bias = Some(Array::Reserved { len: 4 * 65 });
@@ -283,32 +247,20 @@ fn garbage_in_device_arrays_leads_nowhere() {
             .with_mask(mask.clone())
             .with_positions(positions)
             .with_lse();
-        let case = Case::new(attention.clone(), 9);
+        let case = Case::new(attention.clone(), 9).with_layout(Layout::Apart(4));
         for variant in variants(context, &attention) {
             let plan = plan(context, &attention, variant);
             for round in 0..12 {
                 let garbage = garbage(&mut random, round);
                 let buffer = storage(context, bytemuck::cast_slice(&garbage));
-                let call = Call::new(context, &case, Layout::Apart(4));
-                let given = case.sides.arrays();
-                let mut arrays = given;
+                let call = Call::new(context, &case);
+                let mut arrays = case.sides.arrays();
                 let mut offset = 0;
-                let mut device = |array: Option<Array<'_>>| {
-                    array.map(|array| {
-                        offset += array.len() as u64;
-                        Array::device(&buffer, offset - array.len() as u64, array.len())
-                    })
-                };
-                arrays.query_offset = device(given.query_offset);
-                arrays.query_starts = device(given.query_starts);
-                arrays.key_starts = device(given.key_starts);
-                arrays.key_lengths = device(given.key_lengths);
-                arrays.query_roles = device(given.query_roles);
-                arrays.key_roles = device(given.key_roles);
-                arrays.role_table = device(given.role_table);
-                arrays.tree_bits = device(given.tree_bits);
-                arrays.dense_mask =
-                    given.dense_mask.and_then(|(bits, b)| Some((device(Some(bits))?, b)));
+                each_integer(&mut arrays, |array| {
+                    let len = array.len();
+                    *array = Array::device(&buffer, offset, len);
+                    offset += len as u64;
+                });
                 let inputs = call.inputs().with_arrays(arrays);
                 let bound = plan.bind(&inputs, &call.outputs()).expect("views that fit");
                 submit(context, |encoder| bound.encode(encoder));
@@ -483,12 +435,12 @@ fn supports_is_planning() {
 fn bindings_own_what_they_need() {
     let Some(context) = context() else { return };
     let case = Case::new(Attention::new(shape(), DType::F32).with_lse(), 11);
-    let call = Call::new(context, &case, Layout::Dense);
+    let call = Call::new(context, &case);
     let bound: Bound = {
         let plan = pollster::block_on(case.attention.plan(context)).expect("plans");
         plan.bind(&call.inputs(), &call.outputs()).expect("views that fit")
     };
-    let Call { query, key, value, out, lse } = call;
+    let Call { query, key, value, out, lse, .. } = call;
     drop((query, key, value));
     submit(context, |encoder| bound.encode(encoder));
     let lse = Some(lse.read(context));

@@ -2,14 +2,12 @@
 
 mod common;
 
-use common::{Case, Layout, Placed, context};
+use common::{Case, context};
 use proptest::prelude::*;
-use wgpu_attention::attention::reference::Reference;
-use wgpu_attention::attention::tolerance::compare;
 use wgpu_attention::keys::{Source, moa_span, streaming_heads};
 use wgpu_attention::{
-    Activation, Arrays, Attention, DType, Inputs, KeyList, KeyRows, Keys, Mask, MaskRows, Outputs,
-    Pattern, Shape, Stage,
+    Activation, Arrays, Attention, DType, KeyList, KeyRows, Keys, Mask, MaskRows, Pattern, Shape,
+    Variant,
 };
 
 fn attention() -> Attention {
@@ -184,36 +182,11 @@ fn block_sums_and_the_oracle() {
                 .with_activation(activation)
                 .with_softcap(6.0);
             plain.score.sinks = dtype == DType::F16;
-            let case = Case::new(plain.clone(), 17);
-            let sums = block_sums(context, &case, sizes);
-
-            let staged = plain.clone().with_scores(Stage::Probabilities);
-            let host = case.host();
-            let reference = Reference::new(&staged, &host).expect("valid");
-            let add = |eager: bool| {
-                let columns = shape.key_len.div_ceil(sizes.1) as usize;
-                let blocks = shape.query_len.div_ceil(sizes.0);
-                let mut sums = Vec::new();
-                for row in 0..shape.batch * shape.query_heads * blocks {
-                    let (head, block) = (row / blocks, row % blocks);
-                    let mut row = vec![0.0; columns];
-                    for query in block * sizes.0..((block + 1) * sizes.0).min(shape.query_len) {
-                        let at = (head / shape.query_heads, head % shape.query_heads, query);
-                        let weights = match eager {
-                            true => reference.scores_eager(Stage::Probabilities, at.0, at.1, at.2),
-                            false => reference.scores(Stage::Probabilities, at.0, at.1, at.2),
-                        };
-                        for (key, weight) in weights.into_iter().enumerate() {
-                            row[key / sizes.1 as usize] += weight;
-                        }
-                    }
-                    sums.extend(row);
-                }
-                sums
-            };
-            let found =
-                compare(&sums, &add(false), &add(true), DType::F32, f64::from(sizes.0) * 4.0);
-            assert!(found.ok, "{mask} {dtype}: {found:?}");
+            let summed = plain.clone().with_block_sums(sizes.0, sizes.1);
+            let case = Case::new(summed, 17);
+            let results = case.run(context, Variant::BlockSums).expect("runs");
+            case.judge(&results, "sums");
+            let sums = results.scores;
 
             let visible = KeyList::from_mask(&plain, &case.sides.arrays(), sizes).expect("valid");
             let top = visible.top_blocks(&shape, &sums, 0.5).expect("valid");
@@ -222,24 +195,6 @@ fn block_sums_and_the_oracle() {
             oracle.check(context);
         }
     }
-}
-
-fn block_sums(context: &wgpu_attention::Context, case: &Case, sizes: (u32, u32)) -> Vec<f32> {
-    let attention = case.attention.clone().with_block_sums(sizes.0, sizes.1);
-    let (shape, dtype) = (attention.shape, attention.dtype);
-    let place = |shape, values| Placed::new(context, dtype, shape, Layout::Dense, Some(values));
-    let query = place(shape.query(), &case.query);
-    let key = place(shape.key(), &case.key);
-    let value = place(shape.value(), &case.value);
-    let blocks = [shape.query_len.div_ceil(sizes.0), shape.key_len.div_ceil(sizes.1)];
-    let wanted = [shape.batch, shape.query_heads, blocks[0], blocks[1]];
-    let sums = Placed::new(context, DType::F32, wanted, Layout::Apart(3), None);
-    let plan = pollster::block_on(attention.plan(context)).expect("plans");
-    let inputs =
-        Inputs::new(query.view(), key.view(), value.view()).with_arrays(case.sides.arrays());
-    let bound = plan.bind(&inputs, &Outputs::scores(sums.view())).expect("binds");
-    pollster::block_on(context.run(&bound)).expect("runs");
-    sums.read(context)
 }
 
 /// The oracle takes, of what is visible, the blocks with the largest sums.

@@ -2,73 +2,9 @@
 
 mod common;
 
-use common::{Layout, Placed, Random, context};
-use wgpu_attention::attention::tolerance::compare;
-use wgpu_attention::rope::reference::{HostRope, rotate, rotate_eager};
-use wgpu_attention::{Alignment, Array, Context, DType, Error, Rope, RopeInputs, RopePairs, rope};
-
-/// Rows of the tables.
-const ROWS: u32 = 50;
-
-/// A rotation with everything it reads.
-struct Case {
-    rope: Rope,
-    layout: Layout,
-    input: Vec<f32>,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    positions: Vec<u32>,
-}
-
-impl Case {
-    /// Positions for each of `entries` batch entries.
-    fn draw(rope: Rope, entries: u32, seed: u64) -> Self {
-        let mut random = Random::new(seed);
-        let count = rope.shape.iter().map(|&n| n as usize).product();
-        let (cos, sin) = rope::table(ROWS, rope.rotary_dim, 10_000.0);
-        let round = |numbers: &[f32]| rope.table.decode(&rope.table.encode(numbers));
-        let positions = (0..entries * rope.shape[2]).map(|_| random.below(ROWS)).collect();
-        Self {
-            input: random.normal(rope.dtype, count),
-            cos: round(&cos),
-            sin: round(&sin),
-            positions,
-            layout: Layout::Dense,
-            rope,
-        }
-    }
-
-    fn run(&self, context: &Context) -> Result<Vec<f32>, Error> {
-        let (rope, half) = (&self.rope, self.rope.rotary_dim / 2);
-        let input = Placed::new(context, rope.dtype, rope.shape, self.layout, Some(&self.input));
-        let rows = if self.positions.is_empty() { rope.shape[2] } else { ROWS };
-        let entries = self.cos.len() as u32 / (rows * half).max(1);
-        let table = |numbers: &[f32]| {
-            let shape = [entries, 1, rows, half];
-            Placed::new(context, rope.table, shape, Layout::Apart(3), Some(numbers))
-        };
-        let (cos, sin) = (table(&self.cos), table(&self.sin));
-        let mut inputs = RopeInputs::new(input.view(), cos.view(), sin.view());
-        if !self.positions.is_empty() {
-            inputs = inputs.with_positions(Array::u32(&self.positions));
-        }
-        let out = Placed::new(context, rope.dtype, rope.shape, self.layout, None);
-        let bound = pollster::block_on(rope.plan(context))?.bind(&inputs, out.view())?;
-        pollster::block_on(context.run(&bound))?;
-        Ok(out.read(context))
-    }
-
-    fn check(&self, context: &Context) {
-        let mut host = HostRope::default();
-        (host.input, host.cos, host.sin) = (&self.input, &self.cos, &self.sin);
-        host.positions = &self.positions;
-        let reference = rotate(&self.rope, &host).expect("valid");
-        let eager = rotate_eager(&self.rope, &host).expect("valid");
-        let got = self.run(context).expect("runs");
-        let found = compare(&got, &reference, &eager, self.rope.dtype, 4.0);
-        assert!(found.ok, "{:?} {:?}: {found:?}", self.rope, self.layout);
-    }
-}
+use common::rope::{Case, ROWS};
+use common::{Layout, context};
+use wgpu_attention::{Alignment, DType, Rope, RopePairs};
 
 #[test]
 fn pairs_dtypes_layouts_and_parts_of_rows() {

@@ -2,46 +2,23 @@
 
 mod common;
 
-use common::{Layout, Placed, Random, context};
-use wgpu_attention::{Array, Context, DType, Error, Scatter, ScatterInputs};
-
-/// The cache after the rows have been written into it.
-fn run(
-    context: &Context,
-    scatter: &Scatter,
-    layout: Layout,
-    (rows, starts, cache): (&[f32], &[u32], &[f32]),
-) -> Result<Vec<f32>, Error> {
-    let rows = Placed::new(context, scatter.dtype, scatter.shape, layout, Some(rows));
-    let cache = Placed::new(context, scatter.dtype, scatter.cache(), layout, Some(cache));
-    let inputs = ScatterInputs::new(rows.view(), Array::u32(starts));
-    let bound = pollster::block_on(scatter.plan(context))?.bind(&inputs, cache.view())?;
-    pollster::block_on(context.run(&bound))?;
-    Ok(cache.read(context))
-}
+use common::scatter::Case;
+use common::{Layout, context};
+use wgpu_attention::{DType, Scatter};
 
 #[test]
 fn rows_land_where_they_should() {
     let Some(context) = context() else { return };
-    let mut random = Random::new(1);
+    let mut seed = 0;
     for dtype in DType::ALL {
         for (shape, capacity) in [([2, 3, 2, 8], 5), ([3, 1, 4, 6], 4), ([1, 2, 1, 130], 300)] {
             for circular in [false, true] {
                 for layout in [Layout::Dense, Layout::Packed, Layout::Apart(2)] {
+                    seed += 1;
                     let scatter = Scatter::new(shape, capacity, dtype).with_circular(circular);
-                    let [batch, heads, len, dim] = shape.map(|n| n as usize);
-                    let highest = if circular { capacity } else { capacity - shape[2] + 1 };
-                    let starts: Vec<u32> = (0..batch).map(|_| random.below(highest)).collect();
-                    let rows = random.normal(dtype, batch * heads * len * dim);
-                    let mut cache = random.normal(dtype, batch * heads * capacity as usize * dim);
-                    let got = run(context, &scatter, layout, (&rows, &starts, &cache));
-                    for (index, row) in rows.chunks(dim).enumerate() {
-                        let (head, t) = (index / len, index % len);
-                        let position = (starts[head / heads] as usize + t) % capacity as usize;
-                        cache[(head * capacity as usize + position) * dim..][..dim]
-                            .copy_from_slice(row);
-                    }
-                    assert_eq!(got, Ok(cache), "{scatter:?} {layout:?}");
+                    let mut case = Case::draw(scatter, seed);
+                    case.layout = layout;
+                    assert_eq!(case.run(context), Ok(case.expected()), "{scatter:?} {layout:?}");
                 }
             }
         }
@@ -52,9 +29,9 @@ fn rows_land_where_they_should() {
 fn what_does_not_fit_is_refused_by_name() {
     let Some(context) = context() else { return };
     let refused = |scatter: Scatter, starts: &[u32], words: &[&str]| {
-        let count = |shape: [u32; 4]| vec![0.0; shape.iter().product::<u32>() as usize];
-        let tensors = (&count(scatter.shape)[..], starts, &count(scatter.cache())[..]);
-        let error = run(context, &scatter, Layout::Dense, tensors).expect_err("refused");
+        let mut case = Case::draw(scatter, 1);
+        case.starts = starts.to_vec();
+        let error = case.run(context).expect_err("refused");
         for word in words {
             assert!(error.to_string().contains(word), "no `{word}` in: {error}");
         }
@@ -72,9 +49,7 @@ fn pieces_write_the_same_rows() {
     let Some(context) = context() else { return };
     let pieces = context.with_submission_time(std::time::Duration::ZERO);
     let scatter = Scatter::new([2, 3, 9, 34], 20, DType::F16).with_circular(true);
-    let mut random = Random::new(2);
-    let rows = random.normal(DType::F16, 2 * 3 * 9 * 34);
-    let cache = random.normal(DType::F16, 2 * 3 * 20 * 34);
-    let run = |context| run(context, &scatter, Layout::Dense, (&rows, &[3, 15], &cache));
-    assert_eq!(run(context), run(&pieces));
+    let mut case = Case::draw(scatter, 2);
+    case.starts = vec![3, 15];
+    assert_eq!(case.run(context), case.run(&pieces));
 }

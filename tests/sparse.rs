@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Case, Layout, Placed, Random, context, layouts};
+use common::{Case, Layout, Placed, Random, context, layouts, random_list};
 use wgpu_attention::attention::reference::Reference;
 use wgpu_attention::keys::{BLOCK_KEYS, FULL};
 use wgpu_attention::wgpu::util::DeviceExt as _;
@@ -25,22 +25,6 @@ fn blocks(block_q: u32, block_k: u32, lists: Lists) -> Keys {
 
 fn lists(per_batch: bool, heads: ListHeads) -> Lists {
     Lists { per_batch, heads }
-}
-
-/// A list that visits about half of the keys from unaligned tokens on; one row in five is empty.
-fn random_list(keys: Keys, shape: &Shape, random: &mut Random) -> KeyList {
-    let block_k = keys.block_k();
-    let row = |random: &mut Random| {
-        let mut entries = Vec::new();
-        let mut token = random.below(block_k);
-        while token < shape.key_len && entries.len() < 1000 {
-            entries.push(token);
-            token += block_k + random.below(2 * block_k + 1);
-        }
-        if random.below(5) == 0 { Vec::new() } else { entries }
-    };
-    let rows: Vec<_> = (0..keys.rows(shape)).map(|_| row(random)).collect();
-    KeyList::from_rows(keys, shape, &rows).expect("a valid list")
 }
 
 /// A case with a random list.

@@ -2,21 +2,33 @@
 //! comparison of every supported variant with the f64 reference.
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
+mod attention;
+pub mod draw;
 pub mod linear;
+pub mod merge;
+pub mod rope;
+pub mod scatter;
 
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::wgpu::util::DeviceExt as _;
-use wgpu_attention::{
-    Alignment, Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, KeyList,
-    Output, Outputs, Plan, Shape, Source, Variant, View, pack_mask, wgpu,
+use wgpu_attention::{Caps, Context, DType, Source, View, wgpu};
+
+#[allow(unused_imports, reason = "every test binary uses a part of this")]
+pub use attention::{
+    Call, Case, Results, Sides, each_integer, layouts, random_list, small, variants,
 };
 
 /// Turns a missing adapter from a loud skip into a failure.
 pub const REQUIRE_ADAPTER: &str = "WGPU_ATTENTION_REQUIRE_ADAPTER";
+
+/// Where tests leave what other steps read; what is no test, a fuzz target, leaves nothing.
+const RECORDS: &str = match option_env!("CARGO_TARGET_TMPDIR") {
+    Some(folder) => folder,
+    None => "",
+};
 
 /// The path of a file of `tests/data`, which lies elsewhere on a machine without the sources.
 pub fn data(name: &str) -> String {
@@ -112,7 +124,7 @@ pub fn conformance(context: &Context, suite: &str, passed: usize, total: usize) 
     let driver = known.into_iter().find(|(mark, _)| adapter.contains(mark));
     let driver = driver.map_or(adapter.split(" (").next().unwrap_or(adapter), |(_, name)| name);
     let line = format!("{suite}\t{driver}\t{passed}\t{total}\n");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("conformance");
+    let folder = Path::new(RECORDS).join("conformance");
     let file = folder.join(format!("{suite} on {driver}.tsv"));
     // On a machine that has only the test's binary there is nothing to keep the record for.
     match std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(file, &line)) {
@@ -129,7 +141,7 @@ pub fn write_web_shaders<'a>(family: &str, sources: impl Iterator<Item = &'a Sou
         .filter(|source| seen.insert(source.wgsl()))
         .map(|source| serde_json::json!({ "label": source.label(), "wgsl": source.wgsl() }))
         .collect();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("web");
+    let folder = Path::new(RECORDS).join("web");
     let file = folder.join(format!("{family}.json"));
     std::fs::create_dir_all(&folder).expect("the target folder is ours");
     std::fs::write(&file, serde_json::Value::from(shaders).to_string()).expect("as is the file");
@@ -262,6 +274,16 @@ impl Placed {
     }
 }
 
+/// Words in a buffer that arrays on the device may be copied from; one at least.
+pub fn on_device(context: &Context, words: &[u32]) -> wgpu::Buffer {
+    let words = if words.is_empty() { &[0] } else { words };
+    context.device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
+        label: None,
+        contents: bytemuck::cast_slice(words),
+        usage: wgpu::BufferUsages::COPY_SRC,
+    })
+}
+
 /// Where an element lies in a strided buffer, given its contiguous index.
 fn at(index: usize, shape: [u32; 4], offset: u64, strides: [u64; 4]) -> usize {
     let mut rest = index as u64;
@@ -272,270 +294,4 @@ fn at(index: usize, shape: [u32; 4], offset: u64, strides: [u64; 4]) -> usize {
         rest /= size;
     }
     place as usize
-}
-
-/// The side arrays of a case, owned.
-#[derive(Clone, Debug, Default)]
-pub struct Sides {
-    pub query_offset: Option<Vec<i32>>,
-    pub query_starts: Option<Vec<u32>>,
-    pub key_starts: Option<Vec<u32>>,
-    pub key_lengths: Option<Vec<u32>>,
-    pub query_roles: Option<Vec<u32>>,
-    pub key_roles: Option<Vec<u32>>,
-    pub role_table: Option<Vec<u32>>,
-    pub tree_bits: Option<Vec<u32>>,
-    pub dense_mask: Option<(Vec<u32>, Broadcast)>,
-    pub alibi_slopes: Option<Vec<f32>>,
-    pub key_bias: Option<Vec<f32>>,
-    pub sinks: Option<Vec<f32>>,
-    pub list: Option<KeyList>,
-}
-
-impl Sides {
-    /// Draws every array that the configuration refers to.
-    pub fn draw(attention: &Attention, random: &mut Random) -> Self {
-        let shape = &attention.shape;
-        let (mask, score) = (&attention.mask, &attention.score);
-        let mut sides = Self::default();
-        if attention.positions == wgpu_attention::Positions::PerBatch {
-            let span = shape.query_len + shape.key_len + 1;
-            let offset = |_| random.below(span) as i32 - shape.query_len as i32;
-            sides.query_offset = Some((0..shape.batch).map(offset).collect());
-        }
-        if mask.any(|t| t.documents) {
-            let documents = 1 + random.below(4);
-            sides.query_starts = Some(starts(random, documents, shape.query_len));
-            sides.key_starts = Some(starts(random, documents, shape.key_len));
-        }
-        if mask.any(|t| t.lengths) {
-            let lengths = (0..shape.batch).map(|_| random.below(shape.key_len + 1)).collect();
-            sides.key_lengths = Some(lengths);
-        }
-        if mask.any(|t| t.roles) {
-            sides.query_roles = Some((0..shape.query_len).map(|_| random.below(8)).collect());
-            sides.key_roles = Some((0..shape.key_len).map(|_| random.below(8)).collect());
-            sides.role_table = Some((0..8).map(|_| random.below(256)).collect());
-        }
-        if mask.any(|t| t.tree) {
-            let bits = (0..2 * shape.query_len).map(|_| random.bits() as u32).collect();
-            sides.tree_bits = Some(bits);
-        }
-        if mask.any(|t| t.dense) {
-            let broadcast = random.broadcast();
-            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-            let pairs = batch * heads * shape.query_len * shape.key_len;
-            let keep: Vec<bool> = (0..pairs).map(|_| random.below(3) > 0).collect();
-            sides.dense_mask = Some((pack_mask(&keep, shape.key_len), broadcast));
-        }
-        if score.alibi {
-            sides.alibi_slopes = Some((0..shape.query_heads).map(|_| random.unit()).collect());
-        }
-        if let Some(broadcast) = score.key_bias {
-            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-            let count = (batch * heads * shape.key_len) as usize;
-            sides.key_bias = Some(random.bias(DType::F32, count));
-        }
-        if score.sinks {
-            let sinks = (0..shape.query_heads).map(|_| 6.0 * random.unit() - 1.0);
-            sides.sinks = Some(sinks.collect());
-        }
-        sides
-    }
-
-    pub fn arrays(&self) -> Arrays<'_> {
-        let mut arrays = Arrays::default();
-        arrays.query_offset = self.query_offset.as_deref().map(Array::i32);
-        arrays.query_starts = self.query_starts.as_deref().map(Array::u32);
-        arrays.key_starts = self.key_starts.as_deref().map(Array::u32);
-        arrays.key_lengths = self.key_lengths.as_deref().map(Array::u32);
-        arrays.query_roles = self.query_roles.as_deref().map(Array::u32);
-        arrays.key_roles = self.key_roles.as_deref().map(Array::u32);
-        arrays.role_table = self.role_table.as_deref().map(Array::u32);
-        arrays.tree_bits = self.tree_bits.as_deref().map(Array::u32);
-        arrays.dense_mask = self.dense_mask.as_ref().map(|(bits, b)| (Array::u32(bits), *b));
-        arrays.alibi_slopes = self.alibi_slopes.as_deref().map(Array::f32);
-        arrays.key_bias = self.key_bias.as_deref().map(Array::f32);
-        arrays.sinks = self.sinks.as_deref().map(Array::f32);
-        match &self.list {
-            Some(list) => list.arrays(arrays),
-            None => arrays,
-        }
-    }
-}
-
-impl Random {
-    pub fn broadcast(&mut self) -> Broadcast {
-        Broadcast { per_batch: self.below(2) == 0, per_head: self.below(2) == 0 }
-    }
-}
-
-/// Cumulative lengths of `documents` documents, some of them empty, within `len`.
-fn starts(random: &mut Random, documents: u32, len: u32) -> Vec<u32> {
-    let mut starts: Vec<u32> = (0..=documents).map(|_| random.below(len + 1)).collect();
-    starts.sort_unstable();
-    starts
-}
-
-/// One attention call with everything it reads.
-pub struct Case {
-    pub attention: Attention,
-    pub query: Vec<f32>,
-    pub key: Vec<f32>,
-    pub value: Vec<f32>,
-    pub bias: Option<Vec<f32>>,
-    pub sides: Sides,
-    pub layout: Layout,
-}
-
-/// What a case gave.
-#[derive(Clone, Debug)]
-pub struct Results {
-    pub out: Vec<f32>,
-    pub lse: Option<Vec<f32>>,
-    pub scores: Vec<f32>,
-}
-
-impl Case {
-    /// Draws all tensors and arrays of a configuration.
-    pub fn new(attention: Attention, seed: u64) -> Self {
-        let mut random = Random::new(seed);
-        let sides = Sides::draw(&attention, &mut random);
-        let (shape, dtype) = (attention.shape, attention.dtype);
-        let count = |shape: [u32; 4]| shape.iter().map(|&n| n as usize).product::<usize>();
-        let bias = attention.score.bias.map(|(dtype, broadcast)| {
-            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-            random.bias(dtype, count([batch, heads, shape.query_len, shape.key_len]))
-        });
-        Self {
-            query: random.normal(dtype, count(shape.query())),
-            key: random.normal(dtype, count(shape.key())),
-            value: random.normal(dtype, count(shape.value())),
-            bias,
-            sides,
-            layout: Layout::Dense,
-            attention,
-        }
-    }
-
-    /// Sets how all tensors lie in their buffers.
-    pub fn with_layout(mut self, layout: Layout) -> Self {
-        if layout == Layout::Shared && self.attention.shape.batch > 1 {
-            for values in [&mut self.query, &mut self.key, &mut self.value] {
-                let entry = values.len() / self.attention.shape.batch as usize;
-                let first = values[..entry].to_vec();
-                values.chunks_mut(entry.max(1)).for_each(|chunk| chunk.copy_from_slice(&first));
-            }
-        }
-        self.layout = layout;
-        self
-    }
-
-    pub fn host(&self) -> HostInputs<'_> {
-        let mut host = HostInputs::new(&self.query, &self.key, &self.value);
-        host.bias = self.bias.as_deref();
-        host.with_arrays(self.sides.arrays())
-    }
-
-    /// Runs one variant.
-    pub fn run(&self, context: &Context, variant: Variant) -> Result<Results, Error> {
-        let plan = pollster::block_on(self.attention.plan_with(context, variant))?;
-        self.run_plan(context, &plan)
-    }
-
-    /// Runs a plan of this case's configuration.
-    pub fn run_plan(&self, context: &Context, plan: &Plan) -> Result<Results, Error> {
-        let (shape, dtype) = (&self.attention.shape, self.attention.dtype);
-        let place = |shape, values| Placed::new(context, dtype, shape, self.layout, Some(values));
-        let query = place(shape.query(), &self.query);
-        let key = place(shape.key(), &self.key);
-        let value = place(shape.value(), &self.value);
-        let bias =
-            self.attention.score.bias.zip(self.bias.as_deref()).map(|((dtype, b), values)| {
-                let (batch, heads) = b.sizes(shape.batch, shape.query_heads);
-                let shape = [batch, heads, shape.query_len, shape.key_len];
-                Placed::new(context, dtype, shape, Layout::Dense, Some(values))
-            });
-        let mut inputs =
-            Inputs::new(query.view(), key.view(), value.view()).with_arrays(self.sides.arrays());
-        inputs.bias = bias.as_ref().map(Placed::view);
-
-        let layout = if self.layout == Layout::Shared { Layout::Dense } else { self.layout };
-        let empty = |dtype, shape, layout| Placed::new(context, dtype, shape, layout, None);
-        let out = empty(dtype, shape.out(), layout);
-        let lse = empty(DType::F32, shape.lse(), Layout::Dense);
-        let scores = empty(DType::F32, shape.scores(), Layout::Dense);
-        let outputs = match self.attention.output {
-            Output::Attention { lse: true } => Outputs::new(out.view()).with_lse(lse.view()),
-            Output::Scores(_) => Outputs::scores(scores.view()),
-            _ => Outputs::new(out.view()),
-        };
-        let bound = plan.bind(&inputs, &outputs)?;
-        pollster::block_on(context.run(&bound))?;
-        let wants_lse = self.attention.output == (Output::Attention { lse: true });
-        Ok(Results {
-            out: if outputs.out.is_some() { out.read(context) } else { Vec::new() },
-            lse: wants_lse.then(|| lse.read(context)),
-            scores: if outputs.scores.is_some() { scores.read(context) } else { Vec::new() },
-        })
-    }
-
-    /// Runs every variant that supports the case and compares it with the reference; says which
-    /// ran.
-    pub fn check(&self, context: &Context) -> Vec<Variant> {
-        let variants = variants(context, &self.attention);
-        for &variant in &variants {
-            let results = self.run(context, variant).expect("a supported variant runs");
-            self.judge(&results, variant.label());
-        }
-        let emulating = emulating(context);
-        let supports =
-            |context: &&Context| Variant::Coop.supports(context.caps(), &self.attention).is_ok();
-        if let Some(context) = emulating.filter(supports) {
-            let results = self.run(context, Variant::Coop).expect("a supported variant runs");
-            self.judge(&results, "attention.coop, emulated");
-        }
-        variants
-    }
-
-    /// Compares results with the reference.
-    pub fn judge(&self, results: &Results, label: &str) {
-        let host = self.host();
-        let reference = Reference::new(&self.attention, &host).expect("a valid case");
-        let rows = reference.sample(usize::MAX);
-        let name =
-            || format!("{label}/{} {:?} {:?}", self.attention.dtype, self.layout, self.attention);
-        if let Output::Scores(stage) = self.attention.output {
-            let found = reference.check_scores(stage, &rows, &results.scores);
-            assert!(found.ok, "{}: {found:?}", name());
-            return;
-        }
-        let (out, lse) = reference.check_out(&rows, &results.out, results.lse.as_deref());
-        assert!(out.ok, "{}: out {out:?}", name());
-        if let Some(lse) = lse {
-            assert!(lse.ok, "{}: lse {lse:?}", name());
-        }
-    }
-}
-
-/// The variants that support a configuration; at least one.
-pub fn variants(context: &Context, attention: &Attention) -> Vec<Variant> {
-    let supports = |v: &Variant| v.supports(context.caps(), attention).is_ok();
-    let variants: Vec<_> = Variant::ALL.into_iter().filter(supports).collect();
-    assert!(!variants.is_empty(), "no variant supports {attention:?}");
-    variants
-}
-
-/// The layouts that a configuration's alignment can reach.
-pub fn layouts(attention: &Attention) -> Vec<Layout> {
-    let apart = match attention.alignment() {
-        Alignment::Vec4 => Layout::Apart(4),
-        Alignment::Any => Layout::Apart(3),
-    };
-    vec![Layout::Dense, Layout::Packed, apart, Layout::Shared]
-}
-
-/// A small shape for tests that are not about shapes.
-pub fn small() -> Shape {
-    Shape::new(2, 4, 33, 32).with_key_value_heads(2).with_key_len(65)
 }

@@ -17,6 +17,11 @@ pub struct File {
 }
 
 impl File {
+    #[cfg(any(test, fuzzing))]
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self { name: "drawn".into(), bytes }
+    }
+
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let bytes = std::fs::read(path)
@@ -159,11 +164,11 @@ impl Tensor<'_> {
 
     /// The numbers of a tensor of integers.
     pub fn integers(&self) -> Result<Vec<i128>> {
-        let bytes = self.bytes.chunks_exact(self.dtype.bitsize() / 8);
-        // The chunks have the length of the type.
         macro_rules! decode {
             ($integer:ty) => {
-                bytes
+                // The chunks have the length of the type.
+                self.bytes
+                    .chunks_exact(size_of::<$integer>())
                     .map(|chunk| {
                         let mut bytes = [0; size_of::<$integer>()];
                         bytes.copy_from_slice(chunk);

@@ -4,6 +4,7 @@
 //! Exit status: 0 when all is well, 1 for a failed check or a run-time failure, 2 for bad input.
 //! With `--json`, stdout holds JSON alone; messages go to stderr.
 //! `WGPU_ATTENTION_CACHE` names the folder for compiled kernels, or says `off`.
+#![cfg_attr(fuzzing, no_main, allow(dead_code, reason = "the fuzz target stands in for `main`"))]
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -15,6 +16,8 @@ mod bench;
 mod check;
 mod compute;
 mod device;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod info;
 mod input;
 mod keys;

@@ -83,7 +83,7 @@ pub enum Op {
 
 /// What is told about a run.
 #[derive(Serialize)]
-struct Report {
+pub struct Report {
     adapter: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<&'static str>,
@@ -114,7 +114,11 @@ struct Report {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let file = File::read(&args.input)?;
+    args.tell(&report(args, &File::read(&args.input)?)?)
+}
+
+/// Does what is asked for, all but the telling.
+pub fn report(args: &Args, file: &File) -> Result<Report> {
     let tensors = file.tensors(&args.prefix)?;
     let (given, other) = match args.op {
         Op::Attention => (args.linear.given(), "linear"),
@@ -133,7 +137,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
+fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<Report> {
     let mut problem = Problem::load(tensors, &args.options)?;
     let on_host = args.adapter.as_deref() == Some("reference");
     let context = match problem.wants_oracle() {
@@ -165,10 +169,10 @@ fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
         }
         args.write(output, &mut report, &self::tensors(&results, attention))?;
     }
-    args.tell(&report)
+    Ok(report)
 }
 
-fn run_linear(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
+fn run_linear(args: &Args, tensors: &Tensors<'_>) -> Result<Report> {
     let problem = linear::Problem::load(tensors, &args.linear, args.options.scale)?;
     let output = args.output_file()?;
     let linear = &problem.linear;
@@ -181,7 +185,7 @@ fn run_linear(args: &Args, tensors: &Tensors<'_>) -> Result<()> {
         }
         args.write(output, &mut report, &results.tensors(&problem))?;
     }
-    args.tell(&report)
+    Ok(report)
 }
 
 impl Args {
