@@ -81,7 +81,7 @@ fn drawn(u: &mut Unstructured<'_>) -> Result<Case> {
         let side_dtype = case.side_dtype;
         case.with_side_dtype(side_dtype)
     };
-    let apart = if fixed.dims.0 % 4 == 0 { 4 } else { 3 };
+    let apart = if fixed.dims.0.is_multiple_of(4) { 4 } else { 3 };
     let layouts = [Layout::Dense, Layout::Packed, Layout::Apart(apart), Layout::Shared];
     let layout = *u.choose(&layouts)?;
     Ok(case.with_layout(layout))
