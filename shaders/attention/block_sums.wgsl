@@ -45,10 +45,13 @@ fn score_keys(row: ptr<function, Row>, here: Place, thread: u32, first: u32) -> 
     return scores;
 }
 
-// A query's weight before its row is normalised.
-fn weight_of(row: ptr<function, Row>, score: f32) -> f32 {
+// A query's weight before its row is normalised. Masked keys of a poisoned row keep theirs of 0.
+fn weight_of(row: ptr<function, Row>, score: f32, poisoned: bool) -> f32 {
     if (score == MASKED) {
         return 0.0;
+    }
+    if (poisoned || !is_finite(score)) {
+        return not_a_number();
     }
     if (SOFTMAX) {
         return exp2(LOG2_E * (score - (*row).maximum));
@@ -76,6 +79,7 @@ fn main(
     let first_block = u32(walk.ranges[0].x) / BLOCK_K;
     let end_block = (u32(walk.ranges[last].y) + BLOCK_K - 1u) / BLOCK_K;
 
+    var poisoned = false;
     if (SOFTMAX) {
         row.maximum = sink_of(here);
         row.total = select(0.0, 1.0, row.maximum > EMPTY);
@@ -84,17 +88,18 @@ fn main(
             var maximum = row.maximum;
             for (var i = 0u; i < STAGED_KEYS; i++) {
                 maximum = max(maximum, scores[i]);
+                poisoned = poisoned || !is_finite(scores[i]);
             }
             row.total *= exp2(LOG2_E * (row.maximum - maximum));
             row.maximum = maximum;
             for (var i = 0u; i < STAGED_KEYS; i++) {
-                row.total += weight_of(&row, scores[i]);
+                row.total += weight_of(&row, scores[i], false);
             }
         }
     }
     var factor = 1.0;
     if (SOFTMAX) {
-        factor = select(0.0, 1.0 / row.total, row.total > 0.0);
+        factor = select(select(0.0, 1.0 / row.total, row.total > 0.0), 1.0, poisoned);
     }
     let key_blocks = (params.key_len + BLOCK_K - 1u) / BLOCK_K;
     let start = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + block * params.lse.z;
@@ -108,7 +113,7 @@ fn main(
         for (var first = key_block * BLOCK_K; first < (key_block + 1u) * BLOCK_K; first += STAGED_KEYS) {
             let scores = score_keys(&row, here, thread, first);
             for (var i = 0u; i < STAGED_KEYS; i++) {
-                sum += weight_of(&row, scores[i]);
+                sum += weight_of(&row, scores[i], poisoned);
             }
         }
         row_sums[thread] = factor * sum;

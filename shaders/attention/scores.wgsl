@@ -88,7 +88,9 @@ fn main(
     for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
         let score = lse[start + key_index];
         var weight = 0.0;
-        if (score > EMPTY) {
+        if (!is_finite(score) || (SOFTMAX && poisoned && score > EMPTY)) {
+            weight = not_a_number();
+        } else if (score > EMPTY) {
             if (SOFTMAX) {
                 weight = exp2(LOG2_E * (score - maximum));
             } else {
@@ -101,9 +103,9 @@ fn main(
     var factor = 1.0;
     if (SOFTMAX) {
         total = group_sum(thread, total) + select(0.0, exp2(LOG2_E * (sink - maximum)), sink > EMPTY);
-        factor = select(0.0, 1.0 / total, total > 0.0);
+        // Masked keys of a poisoned row keep their weight of 0.
+        factor = select(select(0.0, 1.0 / total, total > 0.0), 1.0, poisoned);
     }
-    factor = select(factor, not_a_number(), poisoned);
     for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
         lse[start + key_index] *= factor;
     }
