@@ -19,9 +19,6 @@ const THREADS: u32 = 32u * STRIPS;
 const KEY_STRIDE: u32 = FEATURE_VECS + 2u;
 const ROOM_STRIDE: u32 = 6u;
 const KEY_LOADS: u32 = (BLOCK * FEATURE_VECS + THREADS - 1u) / THREADS;
-// Features that are no elements of a tensor are more exact than f16.
-const EXACT_KEYS: bool = EXACT && FEATURE_MAP != IDENTITY;
-const KEY_REST_VECS: u32 = select(2u, BLOCK * KEY_STRIDE, EXACT_KEYS);
 const LOST_LOADS: u32 = (BLOCK + THREADS - 1u) / THREADS;
 
 const_assert FEATURE_VECS % 4u == 0u && VALUE_VECS % 4u == 0u;
@@ -34,7 +31,6 @@ struct Tiles {
     wide: array<vec4<f32>, WIDE_ROOMS * 16u * ROOM_STRIDE>,
     narrow: array<vec4<f16>, STRIPS * 16u * ROOM_STRIDE>,
     keys: array<vec4<f16>, BLOCK * KEY_STRIDE>,
-    key_rests: array<vec4<f16>, KEY_REST_VECS>,
     queries: array<vec4<f16>, QUERY_VECS>,
 }
 
@@ -99,14 +95,15 @@ fn fetch(next: ptr<function, Next>, thread: u32, lane: Lane, here: Place, first:
     }
 }
 
-// Four features; 0 beyond the last.
+// Four elements; 0 beyond the last.
 fn features_of(vector: Ahead, dim: u32) -> vec4<f32> {
-    return map_elements(select(vec4(0.0), arrived(vector), dim < params.head_dim), dim);
+    return select(vec4(0.0), arrived(vector), dim < params.head_dim);
 }
 
-// What is left of numbers once they are rounded to f16.
-fn rest_of(x: vec4<f32>) -> vec4<f32> {
-    return x - vec4<f32>(vec4<f16>(x));
+// Numbers of 11 bits next to those given, by their bits: a conversion to f16 and back, some compilers
+// leave out.
+fn f16_part(x: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((bitcast<vec4<u32>>(x) + vec4(0x1000u)) & vec4(0xffffe000u));
 }
 
 fn put(next: ptr<function, Next>, thread: u32, block: Block, slope: f32) {
@@ -115,11 +112,7 @@ fn put(next: ptr<function, Next>, thread: u32, block: Block, slope: f32) {
         let i = n * THREADS + thread;
         let at = i / FEATURE_VECS * KEY_STRIDE + i % FEATURE_VECS;
         if (i < BLOCK * FEATURE_VECS) {
-            let features = features_of((*next).key[n], 4u * (i % FEATURE_VECS));
-            tiles.keys[at] = vec4<f16>(features);
-            if (EXACT_KEYS) {
-                tiles.key_rests[at] = vec4<f16>(rest_of(features));
-            }
+            tiles.keys[at] = vec4<f16>(features_of((*next).key[n], 4u * (i % FEATURE_VECS)));
         }
     }
     // unroll
@@ -202,9 +195,9 @@ fn take_in(
     for (var t = 0u; t < TOKEN_TILES; t++) {
         let left = scale.x * (*values)[2u * t];
         let right = scale.x * (*values)[2u * t + 1u];
-        decayed[t] = right_factor(lane, left, right);
+        decayed[t] = right_factor(lane, f16_part(left), f16_part(right));
         if (EXACT) {
-            rests[t] = right_factor(lane, rest_of(left), rest_of(right));
+            rests[t] = right_factor(lane, left - f16_part(left), right - f16_part(right));
         }
     }
     let total = lost[BLOCK - 1u];
@@ -219,10 +212,6 @@ fn take_in(
             added = coopMultiplyAdd(keys, decayed[t], added);
             if (EXACT) {
                 added = coopMultiplyAdd(keys, rests[t], added);
-            }
-            if (EXACT_KEYS) {
-                let key_rests = coopLoad<coop_mat16x16<f16, A>>(&tiles.key_rests[select(0u, 16u * t * KEY_STRIDE + 4u * f, EXACT_KEYS)], KEY_STRIDE);
-                added = coopMultiplyAdd(key_rests, decayed[t], added);
             }
         }
         (*state)[f] = (*state)[f] * left + added * scale.y;

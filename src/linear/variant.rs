@@ -353,8 +353,8 @@ fn coop_lacks(caps: &Caps, linear: &LinearAttention) -> Option<&'static str> {
         Some("it has no form of the delta rules")
     } else if linear.rule.is_per_key_dim() {
         Some("gates per key dimension do not factor into products of whole matrices")
-    } else if linear.feature_map == FeatureMap::Taylor2 {
-        Some("it maps features element by element, and taylor2 multiplies them")
+    } else if linear.feature_map != FeatureMap::Identity {
+        Some("features that are no elements of an f16 tensor would lose bits in f16 products")
     } else if linear.shape.head_dim.max(linear.shape.value_dim) > COOP_DIM {
         Some("it keeps the state in matrices, which ends at dims of 128")
     } else {
