@@ -126,7 +126,8 @@ impl Keys {
 
     /// Rows per list: blocks of queries; 0 without a list.
     pub fn query_blocks(&self, shape: &Shape) -> u32 {
-        self.block_q().map_or(0, |block_q| shape.query_len.div_ceil(block_q))
+        // Blocks of no queries are `validate`'s to refuse, which may be asked later.
+        self.block_q().map_or(0, |block_q| shape.query_len.div_ceil(block_q.max(1)))
     }
 
     /// Rows of all lists.

@@ -293,6 +293,29 @@ fn rows_without_keys() {
     assert_eq!(results.lse.expect("asked for")[2], f32::NEG_INFINITY);
 }
 
+/// A score that is no number spoils the weights of its row's kept keys under softmax, its own alone
+/// under sigmoid, and never that of a masked key.
+#[test]
+fn non_finite_scores() {
+    let Some(context) = context() else { return };
+    for activation in [Activation::Softmax, sigmoid()] {
+        let plain = Attention::new(small(), DType::F32)
+            .with_activation(activation)
+            .with_mask(Mask::causal());
+        for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut case = Case::new(plain.clone(), 4);
+            let dim = plain.shape.head_dim as usize;
+            case.key[40 * dim + 3] = poison;
+            for stage in Stage::ALL {
+                case.attention = plain.clone().with_scores(stage);
+                case.check(context);
+            }
+            case.attention = plain.clone().with_block_sums(16, 16);
+            case.check(context);
+        }
+    }
+}
+
 /// Non-finite keys and values reach exactly the rows that keep them.
 #[test]
 fn non_finite_keys_and_values() {

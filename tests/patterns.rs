@@ -166,6 +166,17 @@ fn text_that_is_no_pattern_is_refused() {
     }
 }
 
+/// Block sizes that lists do not allow are refused by every kind of pattern.
+#[test]
+fn blocks_of_no_queries_are_refused() {
+    for text in ["sink(4)", "strided(3)", "dilated(2,3)", "random(0.5)", "global(1) + strided(2)"] {
+        let pattern: Pattern = text.parse().expect("a pattern");
+        let made = pattern.source(&attention(), &Arrays::default(), (0, 16));
+        let error = made.expect_err(text).to_string();
+        assert!(error.starts_with("configuration `keys.block_q`: expected"), "{text}: {error}");
+    }
+}
+
 /// Sums over blocks are those of the probabilities; the blocks that hold most follow from them.
 #[test]
 fn block_sums_and_the_oracle() {

@@ -148,6 +148,7 @@ impl Pattern {
         }
         if let [Part::Strided(stride)] = self.parts[..] {
             let keys = Keys::Indices { block_q: block.0, lists: Lists::SHARED };
+            keys.validate()?;
             let list = strided(attention, keys, stride)?;
             return Ok(Source { mask: attention.mask.clone(), list, dense_mask: None });
         }

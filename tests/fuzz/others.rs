@@ -64,7 +64,13 @@ fn rope(u: &mut Unstructured<'_>, context: &Context) -> Result<()> {
     let entries = *u.choose(&[1, shape[0]])?;
     let mut case = Rotation::draw(rope, entries, u.arbitrary::<u16>()?.into());
     case.layout = layout(u, shape[3])?;
-    case.unseen = u.arbitrary()?;
+    case.unseen = u.arbitrary::<bool>()? && !case.positions.is_empty();
+    if case.positions.is_empty() {
+        // Then a token has a row of the tables to itself.
+        let rows = (shape[2] * (rope.rotary_dim / 2)) as usize;
+        case.cos.truncate(rows);
+        case.sin.truncate(rows);
+    }
     let spoilt = spoil(u, &mut [&mut case.positions])?;
     if let Some(out) = twice(context, |context| case.run(context), Vec::clone) {
         if spoilt && case.unseen {

@@ -1,5 +1,5 @@
 //! The project's own commands: `cargo xtask test`, `cargo xtask bench`, `cargo xtask web`,
-//! `cargo xtask gpu-bundle`, `cargo xtask conformance` and `cargo xtask ci`.
+//! `cargo xtask gpu-bundle`, `cargo xtask conformance`, `cargo xtask fuzz` and `cargo xtask ci`.
 //!
 //! The first three are all that a new machine needs besides Rust: each finds out what the machine lacks and
 //! installs it where it may ([`setup`]). Exit status: 0 if all is well, 1 for a failed step, 2 if
@@ -10,6 +10,7 @@ mod bundle;
 mod conformance;
 mod dependencies;
 mod found;
+mod fuzz;
 mod packages;
 mod setup;
 mod steps;
@@ -70,6 +71,17 @@ enum Task {
         #[arg(long)]
         all: bool,
     },
+    /// Install what is missing, then draw texts, files and calls from bytes and see that nothing breaks.
+    Fuzz {
+        #[command(flatten)]
+        options: Options,
+        /// Run on this driver.
+        #[arg(long, default_value = "lavapipe")]
+        driver: Driver,
+        /// How long each of the two targets runs.
+        #[arg(long, value_name = "N", default_value_t = 600)]
+        seconds: u64,
+    },
     /// Install what is missing, build the package for browsers, and serve the demo page.
     Web {
         #[command(flatten)]
@@ -99,6 +111,9 @@ fn main() -> ExitCode {
         Task::Bench { options, args } => bench(&options, &args),
         Task::GpuBundle { output } => gpu_bundle(output),
         Task::Conformance { options, driver, all } => write_conformance(&options, driver, all),
+        Task::Fuzz { options, driver, seconds } => {
+            timed(|steps| fuzz::run(steps, &options, driver, seconds))
+        }
         Task::Web { options, mode } => timed(|steps| web::run(steps, &options, mode)),
         Task::Ci { options } => timed(|steps| ci_steps(steps, &options)),
     };

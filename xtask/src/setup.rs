@@ -98,6 +98,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether nothing may be installed.
+    pub fn no_install(&self) -> bool {
+        self.no_install
+    }
+
     /// Looks at the machine.
     pub fn found(&self) -> Found {
         Found::under(&self.root)
