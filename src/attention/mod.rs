@@ -174,7 +174,7 @@ impl Attention {
     /// to 11 significant bits (a relative error of up to 2⁻¹¹ each) and what is smaller than 6·10⁻⁵ to
     /// multiples of 6·10⁻⁸. Elements of 65520 or more count as infinite: rows that keep such a key come out
     /// as NaN. Scores, sums and outputs stay f32 or bf16. Kernels without matrix units compute as ever. The
-    /// [reference] then wants numbers that are rounded to f16.
+    /// [`Reference`](reference::Reference) then wants numbers that are rounded to f16.
     #[must_use]
     pub const fn with_f16_products(mut self) -> Self {
         self.f16_products = true;
