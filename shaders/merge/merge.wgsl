@@ -1,6 +1,8 @@
-// merge.merge: joins the results of attention over parts of the keys. One invocation makes four
-// neighbouring elements of one row; the weights of the row's parts are found by each of them anew,
-// from numbers that the cache holds.
+// merge.merge: joins the results of attention over parts of the keys. One invocation makes EACH
+// vectors of four neighbouring elements of one row; the weights of the row's parts are found by each
+// of them anew, from numbers that the cache holds. It walks the parts AHEAD at a time: what these
+// hold is loaded together and without a condition, so that many loads are under way at once, and
+// sums are rescaled when a part outweighs all before it.
 
 // Twin of `MergeParams` in src/params.rs.
 struct Params {
@@ -57,21 +59,20 @@ fn is_empty(bits: u32) -> bool {
     return (bits >> 31u) == 1u && (bits & 0x7fffffffu) >= EMPTY_BITS && (bits & 0x7fffffffu) <= INFINITY_BITS;
 }
 
-// The logarithm of a part's weight; MASKED for an empty part. A part without a logit (NaN) keeps
-// its LSE.
-fn log_weight(place: Place, part: u32) -> f32 {
-    var bits = bitcast<u32>(lse[element(params.lse, place, part)]);
+// The logarithm of a part's weight, of which `bits` is the LSE; MASKED for an empty part. A part
+// without a logit (NaN) keeps its LSE.
+fn log_weight(bits: u32, place: Place, part: u32) -> f32 {
     if (is_empty(bits)) {
         return MASKED;
     }
+    var weight = bitcast<f32>(bits);
     if (params.has_logits != 0u) {
         let logit = bitcast<u32>(weights[element(params.weights, place, part)]);
         if (is_empty(logit)) {
             return MASKED;
         }
-        bits = select(logit, bits, (logit & 0x7fffffffu) > INFINITY_BITS);
+        weight = bitcast<f32>(select(logit, bits, (logit & 0x7fffffffu) > INFINITY_BITS));
     }
-    var weight = bitcast<f32>(bits);
     if (params.has_log_weights != 0u) {
         let own = bitcast<u32>(log_weights[part]);
         if (is_empty(own)) {
@@ -86,23 +87,63 @@ fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & INFINITY_BITS) != INFINITY_BITS;
 }
 
-fn merge_by_lse(place: Place, dim: u32) -> vec4<f32> {
-    var maximum = MASKED;
-    var poisoned = false;
-    for (var part = 0u; part < params.count; part++) {
-        let weight = log_weight(place, part);
-        maximum = max(maximum, weight);
-        poisoned = poisoned || !is_finite(weight);
+// Vectors of a row, of AHEAD parts from `first` on; the last part again where there are no more.
+alias Loaded = array<vec4<f32>, AHEAD * EACH>;
+
+fn load_parts(place: Place, first: u32, dim: u32) -> Loaded {
+    var x = Loaded();
+    // unroll
+    for (var i = 0u; i < AHEAD; i++) {
+        let part = min(first + i, params.count - 1u);
+        let start = element(params.parts, place, part) + dim;
+        // unroll
+        for (var e = 0u; e < EACH; e++) {
+            x[i * EACH + e] = load_part(start + 4u * e, params.dim - dim - 4u * e);
+        }
     }
+    return x;
+}
+
+fn merge_by_lse(place: Place, dim: u32) -> array<vec4<f32>, EACH> {
+    var maximum = MASKED;
     var total = 0.0;
-    var sum = vec4(0.0);
-    for (var part = 0u; part < params.count; part++) {
-        let weight = log_weight(place, part);
-        // What an empty part holds counts for nothing, whatever it is.
-        if (weight != MASKED) {
-            let factor = exp(weight - maximum);
+    var sum = array<vec4<f32>, EACH>();
+    var poisoned = false;
+    for (var first = 0u; first < params.count; first += AHEAD) {
+        var x = load_parts(place, first, dim);
+        var bits = array<u32, AHEAD>();
+        // unroll
+        for (var i = 0u; i < AHEAD; i++) {
+            bits[i] = bitcast<u32>(lse[element(params.lse, place, min(first + i, params.count - 1u))]);
+        }
+        var weight = array<f32, AHEAD>();
+        var largest = maximum;
+        // unroll
+        for (var i = 0u; i < AHEAD; i++) {
+            weight[i] = MASKED;
+            if (first + i < params.count) {
+                weight[i] = log_weight(bits[i], place, first + i);
+            }
+            largest = max(largest, weight[i]);
+            poisoned = poisoned || !is_finite(weight[i]);
+        }
+        let rescale = exp(maximum - largest);
+        maximum = largest;
+        total *= rescale;
+        // unroll
+        for (var e = 0u; e < EACH; e++) {
+            sum[e] *= rescale;
+        }
+        // unroll
+        for (var i = 0u; i < AHEAD; i++) {
+            // What an empty part holds counts for nothing, whatever it is.
+            let empty = weight[i] == MASKED;
+            let factor = select(exp(weight[i] - largest), 0.0, empty);
             total += factor;
-            sum += factor * load_part(element(params.parts, place, part) + dim, params.dim - dim);
+            // unroll
+            for (var e = 0u; e < EACH; e++) {
+                sum[e] += factor * select(x[i * EACH + e], vec4(0.0), empty);
+            }
         }
     }
     let nan = bitcast<f32>(params.nan);
@@ -110,20 +151,30 @@ fn merge_by_lse(place: Place, dim: u32) -> vec4<f32> {
         let merged = select(MASKED, maximum + log(max(total, 1.0)), total > 0.0);
         out_lse[element(params.out_lse, place, 0u)] = select(merged, nan, poisoned);
     }
-    let factor = select(0.0, 1.0 / total, total > 0.0);
-    return sum * select(factor, nan, poisoned);
+    let factor = select(select(0.0, 1.0 / total, total > 0.0), nan, poisoned);
+    // unroll
+    for (var e = 0u; e < EACH; e++) {
+        sum[e] *= factor;
+    }
+    return sum;
 }
 
-fn add(place: Place, dim: u32) -> vec4<f32> {
-    var sum = vec4(0.0);
-    for (var part = 0u; part < params.count; part++) {
-        var x = load_part(element(params.parts, place, part) + dim, params.dim - dim);
-        if (RULE == BY_WEIGHTS) {
-            let weight = weights[element(params.weights, place, part)];
+fn add(place: Place, dim: u32) -> array<vec4<f32>, EACH> {
+    var sum = array<vec4<f32>, EACH>();
+    for (var first = 0u; first < params.count; first += AHEAD) {
+        var x = load_parts(place, first, dim);
+        // unroll
+        for (var i = 0u; i < AHEAD; i++) {
+            var weight = select(0.0, 1.0, first + i < params.count);
+            if (RULE == BY_WEIGHTS && weight != 0.0) {
+                weight = weights[element(params.weights, place, first + i)];
+            }
             // A weight of 0 drops the part, whatever it holds.
-            x = select(weight * x, vec4(0.0), weight == 0.0);
+            // unroll
+            for (var e = 0u; e < EACH; e++) {
+                sum[e] += select(weight * x[i * EACH + e], vec4(0.0), weight == 0.0);
+            }
         }
-        sum += x;
     }
     return sum;
 }
@@ -135,18 +186,22 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let index = workgroup_number(group, groups) * THREADS + thread;
-    let row = index / DIM_VECS;
+    let row = index / PER_ROW;
     let head_and_batch = row / params.len;
     let place = Place(head_and_batch / params.heads, head_and_batch % params.heads, row % params.len);
     if (place.batch >= params.batch) {
         return;
     }
-    let dim = 4u * (index % DIM_VECS);
-    var x: vec4<f32>;
+    let dim = 4u * EACH * (index % PER_ROW);
+    var x: array<vec4<f32>, EACH>;
     if (RULE == BY_LSE) {
         x = merge_by_lse(place, dim);
     } else {
         x = add(place, dim);
     }
-    store_out(element(params.out, place, 0u) + dim, params.dim - dim, x);
+    let start = element(params.out, place, 0u) + dim;
+    // unroll
+    for (var e = 0u; e < EACH; e++) {
+        store_out(start + 4u * e, params.dim - dim - 4u * e, x[e]);
+    }
 }

@@ -128,12 +128,12 @@ impl MergePlan {
             binding(context, tensors.out_lse, &absent.outputs[1]),
         ];
         let rows = u64::from(batch) * u64::from(heads) * u64::from(len);
-        let threads = rows * u64::from(dim.div_ceil(4));
+        let threads = rows * u64::from(merge.per_row());
         Ok(Step {
             pipeline: self.pipelines[0].clone(),
             group: bind_group(context, &self.pipelines[0], "merge.merge", &resources),
             workgroups: grid(context, threads.div_ceil(u64::from(THREADS)))?,
-            cost: moving(4 * threads * u64::from(merge.parts + 1) * merge.dtype.size()),
+            cost: moving(rows * u64::from(dim) * u64::from(merge.parts + 1) * merge.dtype.size()),
         })
     }
 }

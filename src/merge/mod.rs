@@ -10,6 +10,11 @@ use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
 /// Threads of one workgroup.
 const THREADS: u32 = 256;
 
+/// How many parts are loaded together. On an H100, where a copy moves 2911 GB/s, four parts of 64
+/// dims moved 2124 GB/s at f16 and 2885 at f32 one by one, 2258 and 2888 by twos, 2309 and 2871 by
+/// fours; with two vectors an invocation, at f16, 2530, 2546 and 2469.
+const AHEAD: u32 = 2;
+
 /// The bindings of `merge.merge`, by number.
 const BINDINGS: &[Binding] = &[
     Binding::Uniform,
@@ -205,6 +210,18 @@ impl Merge {
         Ok(())
     }
 
+    /// How many vectors of four elements an invocation makes: 16 bytes' worth, where rows are made
+    /// of such.
+    fn vectors_each(&self) -> u32 {
+        let by_sixteen_bytes = self.dtype.size() == 2 && self.shape[3].is_multiple_of(8);
+        if by_sixteen_bytes && self.alignment() == Alignment::Vec4 { 2 } else { 1 }
+    }
+
+    /// How many invocations make a row.
+    fn per_row(&self) -> u32 {
+        self.shape[3].div_ceil(4 * self.vectors_each())
+    }
+
     /// The shaders that a plan compiles, in the order of their dispatches: `merge.merge` and, where
     /// 16-bit outputs are not written by whole words, `common.narrow`.
     ///
@@ -213,8 +230,11 @@ impl Merge {
     pub fn compose(&self, target: Target) -> Result<Vec<Source>, Error> {
         self.validate()?;
         let header = Header::default()
+            .unrolled(true)
             .size("THREADS", THREADS)
-            .size("DIM_VECS", self.shape[3].div_ceil(4))
+            .size("AHEAD", AHEAD)
+            .size("EACH", self.vectors_each())
+            .size("PER_ROW", self.per_row())
             .size("RULE", self.rule as u32);
         let fragments = [
             dtype_fragment(self.dtype),
