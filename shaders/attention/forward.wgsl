@@ -102,6 +102,46 @@ fn weigh(row: ptr<function, Row>, local_row: u32, lane: u32, full: bool) -> f32 
     return factor;
 }
 
+// out [ROWS, OUT_VECS] of a thread
+alias Outputs = array<vec4<f32>, ROWS * OUT_VECS>;
+
+// Adds weights · values of four keys: `column` is the first of them in the weight tile, `slot` in the
+// stage.
+fn add_four(acc: ptr<function, Outputs>, thread_x: u32, thread_y: u32, column: u32, slot: u32, full: bool) {
+    var weights: array<vec4<f32>, ROWS>;
+    // unroll
+    for (var r = 0u; r < ROWS; r++) {
+        weights[r] = weight_tile[weight_at(r * THREADS_Y + thread_y, column / 4u)];
+    }
+    // unroll
+    for (var vector = 0u; vector < OUT_VECS; vector++) {
+        let at = VALUE_AT + slot * VALUE_STRIDE + vector * THREADS_X + thread_x;
+        let v0 = stage[at];
+        let v1 = stage[at + VALUE_STRIDE];
+        let v2 = stage[at + 2u * VALUE_STRIDE];
+        let v3 = stage[at + 3u * VALUE_STRIDE];
+        // unroll
+        for (var r = 0u; r < ROWS; r++) {
+            let w = weights[r];
+            var sum = (*acc)[r * OUT_VECS + vector];
+            if (full) {
+                sum += w.x * v0;
+                sum += w.y * v1;
+                sum += w.z * v2;
+                sum += w.w * v3;
+            } else {
+                // A masked value may be anything, and 0 · NaN is no 0.
+                let none = vec4(0.0);
+                sum += select(w.x * v0, none, w.x < 0.0);
+                sum += select(w.y * v1, none, w.y < 0.0);
+                sum += select(w.z * v2, none, w.z < 0.0);
+                sum += select(w.w * v3, none, w.w < 0.0);
+            }
+            (*acc)[r * OUT_VECS + vector] = sum;
+        }
+    }
+}
+
 fn attend(group: u32, thread: u32) {
     let thread_x = thread % THREADS_X;
     let thread_y = thread / THREADS_X;
@@ -116,8 +156,7 @@ fn attend(group: u32, thread: u32) {
     var walk = plan_walk(thread, &row);
     open_keys(&walk, here, first_query);
 
-    // out [ROWS, OUT_VECS] of this thread
-    var acc: array<vec4<f32>, ROWS * OUT_VECS>;
+    var acc: Outputs;
     var next: Next;
     fetch_query(&next, thread, here, first_query, 0u);
     if (QUERY_RESIDENT) {
@@ -222,38 +261,15 @@ fn attend(group: u32, thread: u32) {
                     }
                     fetch_key(&next, thread, here, following_tile(range, after, first), 0u);
                 }
-                for (var column = 0u; column < VALUE_KEYS; column += 4u) {
-                    var weights: array<vec4<f32>, ROWS>;
+                // A loop of its own for full tiles: one that asks at every product took twice as long.
+                if (full) {
                     // unroll
-                    for (var r = 0u; r < ROWS; r++) {
-                        weights[r] = weight_tile[weight_at(r * THREADS_Y + thread_y, (base + column) / 4u)];
+                    for (var slot = 0u; slot < VALUE_KEYS; slot += 4u) {
+                        add_four(&acc, thread_x, thread_y, base + slot, slot, true);
                     }
-                    // unroll
-                    for (var vector = 0u; vector < OUT_VECS; vector++) {
-                        let at = VALUE_AT + column * VALUE_STRIDE + vector * THREADS_X + thread_x;
-                        let v0 = stage[at];
-                        let v1 = stage[at + VALUE_STRIDE];
-                        let v2 = stage[at + 2u * VALUE_STRIDE];
-                        let v3 = stage[at + 3u * VALUE_STRIDE];
-                        // unroll
-                        for (var r = 0u; r < ROWS; r++) {
-                            let w = weights[r];
-                            var sum = acc[r * OUT_VECS + vector];
-                            if (full) {
-                                sum += w.x * v0;
-                                sum += w.y * v1;
-                                sum += w.z * v2;
-                                sum += w.w * v3;
-                            } else {
-                                // A masked value may be anything, and 0 · NaN is no 0.
-                                let none = vec4(0.0);
-                                sum += select(w.x * v0, none, w.x < 0.0);
-                                sum += select(w.y * v1, none, w.y < 0.0);
-                                sum += select(w.z * v2, none, w.z < 0.0);
-                                sum += select(w.w * v3, none, w.w < 0.0);
-                            }
-                            acc[r * OUT_VECS + vector] = sum;
-                        }
+                } else {
+                    for (var slot = 0u; slot < VALUE_KEYS; slot += 4u) {
+                        add_four(&acc, thread_x, thread_y, base + slot, slot, false);
                     }
                 }
             }
