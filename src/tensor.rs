@@ -77,10 +77,24 @@ impl std::fmt::Display for DType {
 /// How the kernels reach tensors in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alignment {
+    /// Four elements at a time, and eight of 16 bits where matrix units wait for them: dims, offsets
+    /// and strides are multiples of eight.
+    Vec8,
     /// Four elements at a time: dims, offsets and strides are multiples of four.
     Vec4,
     /// Element by element, for any dims, offsets and strides.
     Any,
+}
+
+impl Alignment {
+    /// What dims, offsets and strides are multiples of.
+    pub const fn elements(self) -> u32 {
+        match self {
+            Self::Vec8 => 8,
+            Self::Vec4 => 4,
+            Self::Any => 1,
+        }
+    }
 }
 
 /// A strided tensor `[batch, heads, len, dim]` inside a buffer of the caller's.
@@ -202,17 +216,23 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Checks that offset and strides are multiples of four elements.
-    pub(crate) fn check_vec4(&self, name: &str) -> Result<(), Error> {
+    /// Checks that offset and strides are the multiples that a plan counts on.
+    pub(crate) fn check_alignment(&self, name: &str, alignment: Alignment) -> Result<(), Error> {
+        let elements = u64::from(alignment.elements());
         let strides = self.shape.iter().zip(self.strides).take(3);
-        let aligned =
-            strides.filter(|(size, _)| **size > 1).all(|(_, stride)| stride.is_multiple_of(4));
-        if aligned && self.offset.is_multiple_of(4) {
+        let mut strides = strides.filter(|(size, _)| **size > 1);
+        if strides.all(|(_, stride)| stride.is_multiple_of(elements))
+            && self.offset.is_multiple_of(elements)
+        {
             return Ok(());
         }
+        let other = if alignment == Alignment::Vec8 { "Vec4" } else { "Any" };
         Err(Error::tensor(
             name,
-            "offset and strides that are multiples of 4 elements, or a plan with Alignment::Any",
+            format!(
+                "offset and strides that are multiples of {elements} elements, or a plan with \
+                 Alignment::{other}"
+            ),
             format!("offset {} and strides {:?}", self.offset, self.strides),
         ))
     }

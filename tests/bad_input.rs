@@ -278,6 +278,21 @@ fn overlapping_and_misaligned_views() {
             }
         }
     }
+
+    let half = |index: usize, attention: Attention| {
+        let mut views = views;
+        views.iter_mut().for_each(|view| view.dtype = DType::F16);
+        views[index].offset = 4;
+        let [query, key, value, out, _] = views;
+        let plan = crate::plan(&attention, context);
+        plan.bind(&Inputs::new(query, key, value), &Outputs::new(out)).map(|_| ())
+    };
+    let eights = Attention::new(shape(), DType::F16);
+    for (index, name) in NAMES.into_iter().enumerate().take(4) {
+        let words = [name, "multiples of 8 elements", "Alignment::Vec4", "offset 4"];
+        assert_says(half(index, eights.clone()), &words);
+        assert_eq!(half(index, eights.clone().with_alignment(Alignment::Vec4)), Ok(()), "{name}");
+    }
 }
 
 #[test]

@@ -39,22 +39,24 @@ fn inputs_in_one_buffer() {
     let Some(context) = context() else { return };
     let shape = Shape::new(2, 3, 33, 32);
     let (heads, len, dim) = (3, 33, 32);
-    for dtype in [DType::F32, DType::F16] {
-        let case = Case::new(Attention::new(shape, dtype).with_lse(), 1);
+    let fours = Attention::new(shape, DType::F16).with_alignment(Alignment::Vec4);
+    for attention in [Attention::new(shape, DType::F32), Attention::new(shape, DType::F16), fours] {
+        let (dtype, first) = (attention.dtype, attention.alignment().elements() as usize);
+        let case = Case::new(attention.with_lse(), 1);
         let row = 3 * heads * dim;
-        let mut fused = vec![f32::NAN; 4 + 2 * len * row];
+        let mut fused = vec![f32::NAN; first + 2 * len * row];
         for (part, tensor) in [&case.query, &case.key, &case.value].into_iter().enumerate() {
             for (index, &x) in tensor.iter().enumerate() {
                 let (d, i) = (index % dim, index / dim % len);
                 let (h, b) = (index / (dim * len) % heads, index / (dim * len * heads));
-                fused[4 + (b * len + i) * row + (part * heads + h) * dim + d] = x;
+                fused[first + (b * len + i) * row + (part * heads + h) * dim + d] = x;
             }
         }
         let buffer = storage(context, &dtype.encode(&fused));
         let strides = [(len * row) as u64, dim as u64, row as u64, 1];
         let view = |part: usize| {
             View::new(&buffer, dtype, shape.query())
-                .with_offset((4 + part * heads * dim) as u64)
+                .with_offset((first + part * heads * dim) as u64)
                 .with_strides(strides)
         };
         let call = Call::new(context, &case);

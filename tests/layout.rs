@@ -99,7 +99,7 @@ fn sources() -> Vec<(Source, naga::Module)> {
     common::add_matrices(&mut caps);
     let mut sources = Vec::new();
     for dtype in DType::ALL {
-        for alignment in [Alignment::Vec4, Alignment::Any] {
+        for alignment in [Alignment::Vec8, Alignment::Vec4, Alignment::Any] {
             let attention =
                 Attention::new(Shape::new(1, 1, 1, 64), dtype).with_alignment(alignment);
             let scores = attention.clone().with_scores(Stage::Masked);

@@ -120,7 +120,7 @@ fn composed() -> &'static [Composed] {
     COMPOSED.get_or_init(|| {
         let [floor, with_subgroups, software, large] = devices();
         let mut composed = Vec::new();
-        let alignments = [Alignment::Vec4, Alignment::Any];
+        let alignments = [Alignment::Vec8, Alignment::Vec4, Alignment::Any];
         for (turn, switches) in Switches::all().enumerate() {
             let attention =
                 |dtype| switches.apply(Attention::new(Shape::new(1, 1, 100, 64), dtype));
@@ -129,7 +129,7 @@ fn composed() -> &'static [Composed] {
             {
                 add(&mut composed, &software, attention(dtype).with_alignment(alignment));
             }
-            let alignment = alignments[(turn + turn / 2) % 2];
+            let alignment = alignments[(turn + turn / 3) % 3];
             let attention = attention(DType::ALL[turn % 3]).with_alignment(alignment);
             add(&mut composed, &large, attention.clone().with_f16_products());
             for keys in lists() {

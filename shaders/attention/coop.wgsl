@@ -11,7 +11,8 @@
 //     finite queries and keys are finite: others are looked at one by one, as in partial tiles.
 //  4. Keys and values are loaded without a condition, or the load would be waited for at once: what
 //     lies outside of a tensor is a copy of something inside, and comes to nothing.
-//  5. Full tiles have a loop of their own, whose matrices then stay in the registers where they are.
+//  5. Full tiles have a loop of their own, whose matrices then stay in the registers where they are;
+//     it goes on from an entry of a list to the next.
 // Staging is in coop_stage.wgsl, what becomes of a row in coop_rows.wgsl.
 // Barriers per tile: two of the workgroup, for the staged keys and values, and two of the subgroup
 // for each band of scores.
@@ -32,10 +33,14 @@ const VALUE_STRIDE: u32 = VALUE_VECS + 2u;
 const SCORE_VECS: u32 = STEP_K / 4u;
 const SCORE_STRIDE: u32 = BAND_TILES * SCORE_VECS + 2u;
 const LANE_VECS: u32 = SCORE_VECS / LANES;
-const KEY_LOADS: u32 = (BLOCK_K * HEAD_VECS + THREADS - 1u) / THREADS;
-const VALUE_LOADS: u32 = (BLOCK_K * VALUE_VECS + THREADS - 1u) / THREADS;
+// Words of a row of keys and of values, and how many each thread brings in for a tile.
+const KEY_WORDS: u32 = HEAD_VECS / KEY_WORD_VECS;
+const VALUE_WORDS: u32 = VALUE_VECS / KEY_WORD_VECS;
+const KEY_LOADS: u32 = (BLOCK_K * KEY_WORDS + THREADS - 1u) / THREADS;
+const VALUE_LOADS: u32 = (BLOCK_K * VALUE_WORDS + THREADS - 1u) / THREADS;
 const QUERY_PIECES: u32 = (BLOCK_Q + BLOCK_K - 1u) / BLOCK_K;
-const QUERY_LOADS: u32 = QUERY_PIECES * KEY_LOADS;
+const PIECE_LOADS: u32 = (BLOCK_K * HEAD_VECS + THREADS - 1u) / THREADS;
+const QUERY_LOADS: u32 = QUERY_PIECES * PIECE_LOADS;
 const LAZY: f32 = 8.0;
 
 const_assert THREADS_X == 32u && (LANES == 1u || LANES == 2u) && ROWS % (32u / LANES) == 0u;
@@ -221,9 +226,9 @@ fn main(
     }
     // A bias of −∞ masks its pair in any tile.
     let biased = MODIFIED && (params.bias_dtype != 0u || params.key_bias_at != ABSENT);
-    for (var index_of_range = 0u; index_of_range < walk.count; index_of_range++) {
-        let range = range_at(&walk, index_of_range);
-        let after = next_range(&walk, index_of_range + 1u);
+    for (var index = 0u; index < walk.count; index++) {
+        var range = range_at(&walk, index);
+        var after = next_range(&walk, index + 1u);
         var first = range.start;
         while (first < range.end) {
             for (; !MODIFIED && first < range.end && is_full(&walk, range, first); first += i32(BLOCK_K)) {
@@ -231,11 +236,18 @@ fn main(
                 put(&next, thread, true);
                 workgroupBarrier();
                 fetch(&next, thread, here, following_tile(range, after, first));
+                let then = entry_at(&walk, after.index + 1u);
                 // The branch also keeps the loads above where they are.
                 if (atomicLoad(&found_non_finite) != 0u) {
                     break;
                 }
                 visit(&queries, &acc, &rows, zero, here, lane, Tile(first, range.end, true), false);
+                if (ENTRIES && first + i32(BLOCK_K) >= range.end) {
+                    index = after.index;
+                    range = after;
+                    first = after.start - i32(BLOCK_K);
+                    after = range_of(&walk, after.index + 1u, then);
+                }
             }
             if (first < range.end) {
                 let full = !biased && is_full(&walk, range, first);

@@ -117,7 +117,7 @@ fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Wa
         for (var position = bounds.start; position < bounds.end; position++) {
             let key_index = i32(key_at(u32(position)));
             if (keeps(row, here, key_index)) {
-                let numbers = unpack4(value[(start + u32(key_index) * params.value.z) >> 2u]);
+                let numbers = unpack4(value_at(start + u32(key_index) * params.value.z));
                 found = found | beyond_f16(numbers);
             }
         }

@@ -1,5 +1,5 @@
 // What the matrix kernel keeps in workgroup memory, and how keys and values come there: loaded into
-// registers while the thread computes, put down when there is room.
+// registers while the thread computes, put down when there is room; KEY_WORD_VECS vectors a load.
 // Expects: the sizes of coop.wgsl.
 
 // Matrices load from addresses that are multiples of 16 bytes, and rows of f16 vectors alone would
@@ -19,28 +19,29 @@ var<workgroup> found_non_finite_value: atomic<u32>;
 // A thread's share of the next tile, under way while it computes: as words, since an f16 takes a
 // register of its own.
 struct Next {
-    key: array<Packed4, KEY_LOADS>,
-    value: array<Packed4, VALUE_LOADS>,
+    key: array<KeyWord, KEY_LOADS>,
+    value: array<KeyWord, VALUE_LOADS>,
 }
 
 // keys [BLOCK_K, HEAD_VECS] and values [BLOCK_K, VALUE_VECS]
 fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
     let last = max(params.key_len, 1u) - 1u;
+    let elements = 4u * KEY_WORD_VECS;
     let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = min(key_at(first + i / HEAD_VECS), last);
-        let dim = min(4u * (i % HEAD_VECS), params.head_dim - 4u);
-        (*next).key[n] = key[(key_start + column * params.key.z + dim) >> 2u];
+        let column = min(key_at(first + i / KEY_WORDS), last);
+        let dim = min(elements * (i % KEY_WORDS), params.head_dim - elements);
+        (*next).key[n] = key[(key_start + column * params.key.z + dim) / elements];
     }
     let value_start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let column = min(key_at(first + i / VALUE_VECS), last);
-        let dim = min(4u * (i % VALUE_VECS), params.value_dim - 4u);
-        (*next).value[n] = value[(value_start + column * params.value.z + dim) >> 2u];
+        let column = min(key_at(first + i / VALUE_WORDS), last);
+        let dim = min(elements * (i % VALUE_WORDS), params.value_dim - elements);
+        (*next).value[n] = value[(value_start + column * params.value.z + dim) / elements];
     }
 }
 
@@ -54,8 +55,8 @@ fn fetch_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32,
     let start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
     // unroll
     for (var n = 0u; n < QUERY_LOADS; n++) {
-        let i = n % KEY_LOADS * THREADS + thread;
-        let row = min(first + n / KEY_LOADS * BLOCK_K + i / HEAD_VECS, params.query_len - 1u);
+        let i = n % PIECE_LOADS * THREADS + thread;
+        let row = min(first + n / PIECE_LOADS * BLOCK_K + i / HEAD_VECS, params.query_len - 1u);
         let dim = min(4u * (i % HEAD_VECS), params.head_dim - 4u);
         (*ahead)[n] = query[(start + row * params.query.z + dim) >> 2u];
     }
@@ -64,10 +65,10 @@ fn fetch_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32,
 // Puts BLOCK_K queries into the key tile, with the scale's sign; 0 beyond the last row and dim.
 fn put_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32, first: u32, piece: u32) {
     // unroll
-    for (var n = 0u; n < KEY_LOADS; n++) {
+    for (var n = 0u; n < PIECE_LOADS; n++) {
         let i = n * THREADS + thread;
         let exists = first + piece * BLOCK_K + i / HEAD_VECS < params.query_len && 4u * (i % HEAD_VECS) < params.head_dim;
-        let numbers = select(vec4(0.0), unpack4((*ahead)[piece * KEY_LOADS + n]), exists);
+        let numbers = select(vec4(0.0), unpack4((*ahead)[piece * PIECE_LOADS + n]), exists);
         if (any(beyond_f16(numbers))) {
             atomicStore(&found_non_finite, 1u);
         }
@@ -82,7 +83,10 @@ fn put(next: ptr<function, Next>, thread: u32, full: bool) {
     var exceeds = false;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
-        exceeds = exceeds | exceeds_f16((*next).key[n]);
+        // unroll
+        for (var w = 0u; w < KEY_WORD_VECS; w++) {
+            exceeds = exceeds | exceeds_f16(vector_of_word((*next).key[n], w));
+        }
     }
     if (exceeds) {
         atomicStore(&found_non_finite, 1u);
@@ -90,23 +94,31 @@ fn put(next: ptr<function, Next>, thread: u32, full: bool) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        if (BLOCK_K * HEAD_VECS % THREADS == 0u || i < BLOCK_K * HEAD_VECS) {
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] = vec4<f16>(unpack4((*next).key[n]));
+        let at = i / KEY_WORDS * KEY_STRIDE + KEY_WORD_VECS * (i % KEY_WORDS);
+        if (BLOCK_K * KEY_WORDS % THREADS == 0u || i < BLOCK_K * KEY_WORDS) {
+            // unroll
+            for (var w = 0u; w < KEY_WORD_VECS; w++) {
+                tiles.keys[at + w] = vec4<f16>(unpack4(vector_of_word((*next).key[n], w)));
+            }
         }
     }
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        var numbers = unpack4((*next).value[n]);
-        if (!full) {
-            let beyond = beyond_f16(numbers);
-            if (any(beyond)) {
-                atomicStore(&found_non_finite_value, 1u);
-                numbers = select(numbers, vec4(0.0), beyond);
+        let at = i / VALUE_WORDS * VALUE_STRIDE + KEY_WORD_VECS * (i % VALUE_WORDS);
+        // unroll
+        for (var w = 0u; w < KEY_WORD_VECS; w++) {
+            var numbers = unpack4(vector_of_word((*next).value[n], w));
+            if (!full) {
+                let beyond = beyond_f16(numbers);
+                if (any(beyond)) {
+                    atomicStore(&found_non_finite_value, 1u);
+                    numbers = select(numbers, vec4(0.0), beyond);
+                }
             }
-        }
-        if (BLOCK_K * VALUE_VECS % THREADS == 0u || i < BLOCK_K * VALUE_VECS) {
-            tiles.values[i / VALUE_VECS * VALUE_STRIDE + i % VALUE_VECS] = vec4<f16>(numbers);
+            if (BLOCK_K * VALUE_WORDS % THREADS == 0u || i < BLOCK_K * VALUE_WORDS) {
+                tiles.values[at + w] = vec4<f16>(numbers);
+            }
         }
     }
 }

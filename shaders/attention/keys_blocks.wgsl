@@ -10,12 +10,22 @@ fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {
     (*walk).count = row.y;
 }
 
-fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
-    let entry = metadata[(*walk).list_at + index];
+const ENTRIES: bool = true;
+
+fn entry_at(walk: ptr<function, Walk>, index: u32) -> u32 {
+    return metadata[min((*walk).list_at + index, params.list_entries_at + params.list_len - 1u)];
+}
+
+// Ascending entries that the mask leaves nothing of are the first and the last ones.
+fn range_of(walk: ptr<function, Walk>, index: u32, entry: u32) -> Range {
     let start = i32(list_key(entry));
     let left = (*walk).ranges[0];
-    let end = min(start + (1 << params.list_shift), left.y);
+    let end = select(0, min(start + (1 << params.list_shift), left.y), index < (*walk).count);
     return Range(index, max(start, left.x), end, params.list_trust == LIST_PROVEN && entry >= LIST_FULL);
+}
+
+fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
+    return range_of(walk, index, entry_at(walk, index));
 }
 
 fn is_full(walk: ptr<function, Walk>, range: Range, first: i32) -> bool {

@@ -3,6 +3,19 @@
 
 fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {}
 
+// Whether ranges are the entries of a list: many, short, and each behind a load. Where they are,
+// `entry_at` loads one, whatever its number, and `range_of` makes a range of it, an empty one behind
+// the last.
+const ENTRIES: bool = false;
+
+fn entry_at(walk: ptr<function, Walk>, index: u32) -> u32 {
+    return 0u;
+}
+
+fn range_of(walk: ptr<function, Walk>, index: u32, entry: u32) -> Range {
+    return range_at(walk, index);
+}
+
 // A range of the walk, by its number.
 fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
     let bounds = (*walk).ranges[index];

@@ -16,6 +16,16 @@ fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {
     (*walk).count = select(0u, 1u, positions > 0u);
 }
 
+const ENTRIES: bool = false;
+
+fn entry_at(walk: ptr<function, Walk>, index: u32) -> u32 {
+    return 0u;
+}
+
+fn range_of(walk: ptr<function, Walk>, index: u32, entry: u32) -> Range {
+    return range_at(walk, index);
+}
+
 fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
     return Range(index, 0, (*walk).ranges[0].y, false);
 }

@@ -2,6 +2,7 @@
 // tensors go through a workspace and common/narrow.wgsl, which owns whole words.
 
 alias Word = u32;
+alias KeyWord = Word;
 alias OutWord = f32;
 
 // Four elements from `element` on, of which the first `count` exist; 0 for the others.

@@ -1,6 +1,7 @@
 // Tensors whose dims, strides and offsets are multiples of four: a load is one vector.
 
 alias Word = Packed4;
+alias KeyWord = Word;
 alias OutWord = Packed4;
 
 // Four elements from `element` on, of which the first `count` exist (none or all four).
@@ -42,4 +43,16 @@ fn value_ahead(row: u32, dim: u32) -> Ahead {
 
 fn arrived(vector: Ahead) -> vec4<f32> {
     return unpack4(vector);
+}
+
+// For the matrix kernel, which stages keys and values by KEY_WORD_VECS vectors to a word: vector `n`
+// of one, and the vector of values at `element`.
+const KEY_WORD_VECS: u32 = 1u;
+
+fn vector_of_word(word: KeyWord, n: u32) -> Packed4 {
+    return word;
+}
+
+fn value_at(element: u32) -> Packed4 {
+    return value[element >> 2u];
 }

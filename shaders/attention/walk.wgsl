@@ -131,7 +131,7 @@ fn next_range(walk: ptr<function, Walk>, index: u32) -> Range {
             return range;
         }
     }
-    return Range(0u, 0, 0, false);
+    return Range((*walk).count, 0, 0, false);
 }
 
 // The position of the tile after the one at `first`, 0 when that is the last; `after` is the range

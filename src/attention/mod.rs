@@ -273,19 +273,22 @@ impl Attention {
         self
     }
 
-    /// Sets how tensors lie in memory, for offsets and strides that are no multiples of four.
+    /// Sets how tensors lie in memory, for offsets and strides that are no such multiples as
+    /// [`alignment`](Self::alignment) expects.
     #[must_use]
     pub const fn with_alignment(mut self, alignment: Alignment) -> Self {
         self.access = Some(alignment);
         self
     }
 
-    /// How tensors are reached: as set, or by fours when both dims are multiples of four.
+    /// How tensors are reached: as set, or as both dims allow, by eights where elements have 16 bits.
     pub fn alignment(&self) -> Alignment {
-        let fours = self.shape.head_dim.is_multiple_of(4) && self.shape.value_dim.is_multiple_of(4);
+        let Shape { head_dim, value_dim, .. } = self.shape;
+        let multiples = |of: u32| head_dim.is_multiple_of(of) && value_dim.is_multiple_of(of);
         match self.access {
             Some(alignment) => alignment,
-            None if fours => Alignment::Vec4,
+            None if self.dtype != DType::F32 && multiples(8) => Alignment::Vec8,
+            None if multiples(4) => Alignment::Vec4,
             None => Alignment::Any,
         }
     }
@@ -312,11 +315,13 @@ impl Attention {
         self.score.validate()?;
         self.mask.validate()?;
         let Shape { head_dim, value_dim, .. } = self.shape;
-        if self.alignment() == Alignment::Vec4 && (head_dim % 4 != 0 || value_dim % 4 != 0) {
+        let alignment = self.alignment();
+        let elements = alignment.elements();
+        if !head_dim.is_multiple_of(elements) || !value_dim.is_multiple_of(elements) {
             return Err(Error::config(
                 "alignment",
-                "Any, or head_dim and value_dim that are multiples of 4",
-                format!("Vec4 with head_dim {head_dim} and value_dim {value_dim}"),
+                format!("Any, or head_dim and value_dim that are multiples of {elements}"),
+                format!("{alignment:?} with head_dim {head_dim} and value_dim {value_dim}"),
             ));
         }
         if self.keys != Keys::Dense && !matches!(self.output, Output::Attention { .. }) {

@@ -4,7 +4,7 @@
 use super::{Attention, Output};
 use crate::plan::{Inputs, Outputs, Plan};
 use crate::workspace::{Piece, bound_bytes, check_buffers, expected};
-use crate::{Alignment, DType, Error, Shape, View};
+use crate::{DType, Error, Shape, View};
 
 /// The tensors of a call by name; the order is that of the bindings.
 pub(super) struct Tensors<'a> {
@@ -59,11 +59,9 @@ impl<'a> Tensors<'a> {
             view.map_or(Ok(()), |view| view.check_disjoint(name))?;
         }
         check_buffers(&read, &written)?;
-        if attention.alignment() == Alignment::Vec4 {
-            for (name, view) in read.iter().take(3).chain(&written[..1]) {
-                if let Some(view) = view {
-                    view.check_vec4(name)?;
-                }
+        for (name, view) in read.iter().take(3).chain(&written[..1]) {
+            if let Some(view) = view {
+                view.check_alignment(name, attention.alignment())?;
             }
         }
         let Inputs { query, key, value, .. } = *inputs;

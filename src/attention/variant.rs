@@ -199,7 +199,10 @@ impl Variant {
         let mut fragments = vec![
             dtype_fragment(attention.dtype),
             match alignment {
-                Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
+                Alignment::Vec8 if self == Self::Coop && attention.dtype != DType::F32 => {
+                    fragment!(super "attention/load_vec8.wgsl")
+                }
+                Alignment::Vec8 | Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "attention/load_any.wgsl"),
             },
             fragment!(super "attention/params.wgsl"),
@@ -291,7 +294,7 @@ fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
         Some(reason)
     } else if attention.dtype != DType::F16 && !attention.f16_products {
         Some("it multiplies in f16, which tensors of other types must be asked for")
-    } else if attention.alignment() != Alignment::Vec4 {
+    } else if attention.alignment() == Alignment::Any {
         Some("it needs dims, offsets and strides that are multiples of 4")
     } else if attention.shape.head_dim.max(attention.shape.value_dim) > COOP_DIM {
         Some("it keeps queries and outputs in matrices, which ends at dims of 256")

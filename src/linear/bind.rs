@@ -451,9 +451,9 @@ impl<'a> Tensors<'a> {
             view.map_or(Ok(()), |view| view.check_disjoint(name))?;
         }
         check_buffers(&read, &written)?;
-        if linear.alignment() == Alignment::Vec4 {
+        if linear.alignment() != Alignment::Any {
             for (name, view) in read.iter().take(3).chain(&written[..2]) {
-                view.map_or(Ok(()), |view| view.check_vec4(name))?;
+                view.map_or(Ok(()), |view| view.check_alignment(name, linear.alignment()))?;
             }
         }
         let LinearInputs { query, key, value, .. } = *inputs;

@@ -352,12 +352,13 @@ impl LinearAttention {
                 return Err(Error::config(name, expected, tokens.to_string()));
             }
         }
-        let fours = shape.head_dim.is_multiple_of(4) && shape.value_dim.is_multiple_of(4);
-        if self.alignment() == Alignment::Vec4 && !fours {
+        let (alignment, elements) = (self.alignment(), self.alignment().elements());
+        let Shape { head_dim, value_dim, .. } = *shape;
+        if !head_dim.is_multiple_of(elements) || !value_dim.is_multiple_of(elements) {
             return Err(Error::config(
                 "alignment",
-                "Any, or head_dim and value_dim that are multiples of 4",
-                format!("Vec4 with head_dim {} and value_dim {}", shape.head_dim, shape.value_dim),
+                format!("Any, or head_dim and value_dim that are multiples of {elements}"),
+                format!("{alignment:?} with head_dim {head_dim} and value_dim {value_dim}"),
             ));
         }
         Ok(())

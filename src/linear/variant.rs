@@ -326,13 +326,13 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
     let mut fragments = vec![
         dtype_fragment(linear.dtype),
         match alignment {
-            Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
+            Alignment::Vec8 | Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
             Alignment::Any => fragment!(super "attention/load_any.wgsl"),
         },
     ];
     if kernel == Kernel::Recurrent {
         fragments.push(match alignment {
-            Alignment::Vec4 => fragment!(super "linear/state_vec4.wgsl"),
+            Alignment::Vec8 | Alignment::Vec4 => fragment!(super "linear/state_vec4.wgsl"),
             Alignment::Any => fragment!(super "linear/state_any.wgsl"),
         });
     }
@@ -347,7 +347,7 @@ fn coop_lacks(caps: &Caps, linear: &LinearAttention) -> Option<&'static str> {
         Some(reason)
     } else if linear.dtype != DType::F16 {
         Some("it takes f16 tensors")
-    } else if linear.alignment() != Alignment::Vec4 {
+    } else if linear.alignment() == Alignment::Any {
         Some("it needs dims, offsets and strides that are multiples of 4")
     } else if linear.rule.is_delta() {
         Some("it has no form of the delta rules")

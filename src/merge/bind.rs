@@ -9,7 +9,7 @@ use crate::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, expected, grid,
     narrow_step, uniform,
 };
-use crate::{Alignment, DType, Error, View};
+use crate::{DType, Error, View};
 
 /// The tensors of a call by name.
 struct Tensors<'a> {
@@ -169,10 +169,8 @@ impl<'a> Tensors<'a> {
             view.map_or(Ok(()), |view| view.check_disjoint(name))?;
         }
         check_buffers(&read, &written)?;
-        if merge.alignment() == Alignment::Vec4 {
-            inputs.out.check_vec4("out (parts)")?;
-            outputs.out.check_vec4("out")?;
-        }
+        inputs.out.check_alignment("out (parts)", merge.alignment())?;
+        outputs.out.check_alignment("out", merge.alignment())?;
         Ok(Self { parts: inputs.out, lse, weights: logits.or(weights), out: outputs.out, out_lse })
     }
 }

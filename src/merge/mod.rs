@@ -199,9 +199,10 @@ impl Merge {
         if dim == 0 {
             return Err(Error::config("shape", "a last axis of at least 1", "0"));
         }
-        if self.alignment() == Alignment::Vec4 && !dim.is_multiple_of(4) {
-            let expected = "Any, or a last axis that is a multiple of 4";
-            return Err(Error::config("alignment", expected, format!("Vec4 with {dim}")));
+        let (alignment, elements) = (self.alignment(), self.alignment().elements());
+        if !dim.is_multiple_of(elements) {
+            let expected = format!("Any, or a last axis that is a multiple of {elements}");
+            return Err(Error::config("alignment", expected, format!("{alignment:?} with {dim}")));
         }
         if self.lse && self.rule != MergeRule::Lse {
             let got = format!("lse with {:?}", self.rule);
@@ -214,7 +215,7 @@ impl Merge {
     /// of such.
     fn vectors_each(&self) -> u32 {
         let by_sixteen_bytes = self.dtype.size() == 2 && self.shape[3].is_multiple_of(8);
-        if by_sixteen_bytes && self.alignment() == Alignment::Vec4 { 2 } else { 1 }
+        if by_sixteen_bytes && self.alignment() != Alignment::Any { 2 } else { 1 }
     }
 
     /// How many invocations make a row.
@@ -239,7 +240,7 @@ impl Merge {
         let fragments = [
             dtype_fragment(self.dtype),
             match self.alignment() {
-                Alignment::Vec4 => fragment!(super "merge/load_vec4.wgsl"),
+                Alignment::Vec8 | Alignment::Vec4 => fragment!(super "merge/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "merge/load_any.wgsl"),
             },
             fragment!(super "merge/merge.wgsl"),

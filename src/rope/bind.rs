@@ -9,7 +9,7 @@ use crate::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, grid, narrow_step,
     uniform,
 };
-use crate::{Alignment, DType, Error, View};
+use crate::{DType, Error, View};
 
 impl RopePlan {
     pub(super) fn bind_checked(
@@ -139,9 +139,7 @@ fn check(rope: &Rope, inputs: &RopeInputs<'_>, out: &View<'_>) -> Result<(), Err
     let read =
         [("input", Some(inputs.input)), ("cos", Some(inputs.cos)), ("sin", Some(inputs.sin))];
     check_buffers(&read, &[("out", Some(*out))])?;
-    if rope.alignment() == Alignment::Vec4 {
-        out.check_vec4("out")?;
-    }
+    out.check_alignment("out", rope.alignment())?;
     let Some(positions) = inputs.positions else { return Ok(()) };
     if ![u64::from(len), u64::from(batch) * u64::from(len)].contains(&(positions.len() as u64)) {
         let expected = format!("{len} values, or as many for each of {batch} batch entries");

@@ -156,9 +156,10 @@ impl Rope {
             let expected = format!("an even number from 2 to the {dim} elements of a row");
             return Err(Error::config("rotary_dim", expected, self.rotary_dim.to_string()));
         }
-        if self.alignment() == Alignment::Vec4 && !dim.is_multiple_of(4) {
-            let expected = "Any, or a last axis that is a multiple of 4";
-            return Err(Error::config("alignment", expected, format!("Vec4 with {dim}")));
+        let (alignment, elements) = (self.alignment(), self.alignment().elements());
+        if !dim.is_multiple_of(elements) {
+            let expected = format!("Any, or a last axis that is a multiple of {elements}");
+            return Err(Error::config("alignment", expected, format!("{alignment:?} with {dim}")));
         }
         Ok(())
     }
@@ -174,7 +175,7 @@ impl Rope {
         let fragments = [
             dtype_fragment(self.dtype),
             match self.alignment() {
-                Alignment::Vec4 => fragment!(super "rope/store_vec4.wgsl"),
+                Alignment::Vec8 | Alignment::Vec4 => fragment!(super "rope/store_vec4.wgsl"),
                 Alignment::Any => fragment!(super "rope/store_any.wgsl"),
             },
             fragment!(super "rope/rope.wgsl"),

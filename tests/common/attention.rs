@@ -398,8 +398,8 @@ pub fn variants(context: &Context, attention: &Attention) -> Vec<Variant> {
 /// The layouts that a configuration's alignment can reach.
 pub fn layouts(attention: &Attention) -> Vec<Layout> {
     let apart = match attention.alignment() {
-        Alignment::Vec4 => Layout::Apart(4),
         Alignment::Any => Layout::Apart(3),
+        vectors => Layout::Apart(u64::from(vectors.elements())),
     };
     vec![Layout::Dense, Layout::Packed, apart, Layout::Shared]
 }

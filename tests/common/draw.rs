@@ -60,12 +60,19 @@ const LARGE: (u32, u32) = (32, 64);
 
 /// Every value of every member but lists, with every dtype's fragments, in as few as may be.
 pub const DENSE: [Static; 8] = {
-    use Alignment::Any;
+    use Alignment::{Any, Vec8};
     use DType::{BF16, F16};
     [
         PLAIN,
         Static { alignment: Any, head_dim: SMALL, value_dim: LARGE, ..ALL },
-        Static { dtype: F16, sigmoid: true, modified: true, pair_tests: true, ..PLAIN },
+        Static {
+            dtype: F16,
+            alignment: Vec8,
+            sigmoid: true,
+            modified: true,
+            pair_tests: true,
+            ..PLAIN
+        },
         Static { dtype: F16, alignment: Any, four_terms: true, value_dim: SMALL, ..PLAIN },
         Static { dtype: BF16, head_dim: LARGE, ..ALL },
         Static { dtype: BF16, alignment: Any, sigmoid: true, modified: false, ..ALL },
@@ -76,11 +83,17 @@ pub const DENSE: [Static; 8] = {
 
 /// Lists of entries shorter and longer than tiles, and sums over blocks.
 pub const SPARSE: [Static; 5] = {
-    use Alignment::Any;
+    use Alignment::{Any, Vec8};
     use DType::{BF16, F16};
     [
         Static { list: Some(List::Blocks(16)), head_dim: SMALL, ..ALL },
-        Static { list: Some(List::Blocks(128)), dtype: F16, sigmoid: true, ..PLAIN },
+        Static {
+            list: Some(List::Blocks(128)),
+            dtype: F16,
+            alignment: Vec8,
+            sigmoid: true,
+            ..PLAIN
+        },
         Static { list: Some(List::Indices), dtype: BF16, modified: true, ..PLAIN },
         Static { list: Some(List::Indices), dtype: F16, alignment: Any, ..ALL },
         Static { made: Made::BlockSums, modified: true, head_dim: SMALL, ..PLAIN },
@@ -150,8 +163,11 @@ impl Static {
             query_len %= 65;
         }
         let dim = |(above, up_to): (u32, u32), number: u32| match self.alignment {
-            Alignment::Vec4 => above + 4 * (1 + number % ((up_to - above) / 4)),
             Alignment::Any => above + 1 + number % (up_to - above),
+            vectors => {
+                let elements = vectors.elements();
+                above + elements * (1 + number % ((up_to - above) / elements))
+            }
         };
         let (query_heads, key_heads, value_heads) = drawn.heads;
         let shape =
@@ -181,8 +197,11 @@ impl Static {
             Made::BlockSums => attention = attention.with_block_sums(32, 64),
         }
         let apart = match self.alignment {
-            Alignment::Vec4 => Layout::Apart(4 * (1 + u64::from(drawn.layout / 4 % 20))),
             Alignment::Any => Layout::Apart(1 + u64::from(drawn.layout / 4 % 80)),
+            vectors => {
+                let elements = u64::from(vectors.elements());
+                Layout::Apart(elements * (1 + u64::from(drawn.layout / 4 % 20)))
+            }
         };
         let layouts = [Layout::Dense, Layout::Packed, Layout::Shared, apart];
         let mut case = Case::new(attention, drawn.seed).with_layout(pick(&layouts, drawn.layout));

@@ -119,7 +119,8 @@ fn attention_of(u: &mut Unstructured<'_>) -> Result<Attention> {
         .with_mask(mask(u)?)
         .with_keys(if u.ratio(1, 3)? { keys(u)? } else { Keys::Dense })
         .with_positions(*u.choose(&positions)?);
-    attention.access = *u.choose(&[None, Some(Alignment::Vec4), Some(Alignment::Any)])?;
+    attention.access =
+        *u.choose(&[None, Some(Alignment::Vec4), Some(Alignment::Any), Some(Alignment::Vec8)])?;
     let score = &mut attention.score;
     score.scale = some(u, number)?;
     score.softcap = some(u, number)?;
