@@ -337,6 +337,38 @@ fn non_finite_keys_and_values() {
     }
 }
 
+/// A value that is no finite number stays out of the rows whose bias masks its key.
+#[test]
+fn non_finite_values_under_a_bias() {
+    let Some(context) = context() else { return };
+    let plain = Attention::new(small(), DType::F16).with_mask(Mask::causal());
+    let own = Broadcast { per_batch: true, per_head: true };
+    let biased = [
+        plain.clone().with_bias(DType::F16, own),
+        plain.clone().with_key_bias(own).with_softcap(5.0),
+        plain.with_activation(sigmoid()).with_bias(DType::F32, Broadcast::SHARED),
+    ];
+    for (seed, attention) in biased.into_iter().enumerate() {
+        let dim = attention.shape.value_dim as usize;
+        let mut case = Case::new(attention, seed as u64);
+        for (key, poison) in (3..).step_by(11).zip([f32::NAN, f32::INFINITY, f32::NEG_INFINITY]) {
+            case.value[key * dim + key] = poison;
+        }
+        case.check(context);
+    }
+}
+
+/// Weights of a sigmoid that f16 could not hold by themselves.
+#[test]
+fn small_sigmoid_weights() {
+    let Some(context) = context() else { return };
+    for bias in [-9.0, -12.0, -15.0] {
+        let shape = Shape::new(1, 2, 33, 32).with_key_len(513);
+        let activation = Activation::Sigmoid { bias: Some(bias) };
+        Case::new(Attention::new(shape, DType::F16).with_activation(activation), 3).check(context);
+    }
+}
+
 /// Scores of ±1e4 overflow nothing.
 #[test]
 fn large_scores() {

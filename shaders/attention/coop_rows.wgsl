@@ -30,6 +30,11 @@ struct Tile {
     full: bool,
 }
 
+// Sigmoid's weights are counted in units of 2^-SIGMOID_BITS: most are small, and numbers below 2^-14 lose
+// bits in f16, which a weight of 1 does not exceed even so.
+const SIGMOID_BITS: f32 = 15.0;
+const SIGMOID_UNIT: f32 = 1.0 / 32768.0;
+
 // A lane's part of a row of scores, then of weights.
 alias Part = array<vec4<f32>, LANE_VECS>;
 
@@ -77,7 +82,7 @@ fn judge(row: ptr<function, Row>, part: ptr<function, Part>, here: Place, lane: 
 // output so far must be multiplied by.
 fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 {
     var factor = 1.0;
-    var shift = params.sigmoid_bias;
+    var shift = params.sigmoid_bias + SIGMOID_BITS;
     if (SOFTMAX) {
         var largest = vec4(MASKED);
         // unroll
@@ -100,7 +105,7 @@ fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 
             weights = exp2(weights);
             total += weights;
         } else {
-            weights = 1.0 / (1.0 + exp2(min(-weights, vec4(100.0))));
+            weights = 1.0 / (SIGMOID_UNIT + exp2(min(-weights, vec4(100.0))));
         }
         (*part)[n] = weights;
     }
@@ -118,7 +123,11 @@ fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Wa
             let key_index = i32(key_at(u32(position)));
             if (keeps(row, here, key_index)) {
                 let numbers = unpack4(value_at(start + u32(key_index) * params.value.z));
-                found = found | beyond_f16(numbers);
+                let beyond = beyond_f16(numbers);
+                // A bias of −∞ masks too.
+                if (any(beyond) && (!MODIFIED || modify(row, here, u32(key_index), 0.0) != MASKED)) {
+                    found = found | beyond;
+                }
             }
         }
     }
@@ -134,5 +143,5 @@ fn finish_part(row: ptr<function, Row>, here: Place, lane: Lane) -> f32 {
         let at = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + u32((*row).query) * params.lse.z;
         lse[at] = finish.lse;
     }
-    return finish.factor;
+    return finish.factor * select(SIGMOID_UNIT, 1.0, SOFTMAX);
 }
