@@ -244,6 +244,28 @@ fn a_long_sequence() {
     }
 }
 
+/// What is left of a state after many tokens that leave nearly all of it. Of these slopes the decay is
+/// nearly a number of f32, so that only a device's own errors add up.
+#[test]
+fn long_memories() {
+    let Some(context) = context() else { return };
+    let rules =
+        [Rule::Decay, Rule::Gated { per_key_dim: false }, Rule::Gated { per_key_dim: true }];
+    for rule in rules {
+        for bits in [12, 16, 20, 23] {
+            let shape = Shape::new(1, 1, 2000, 8).with_value_dim(4);
+            let linear =
+                LinearAttention::new(shape, DType::F32).with_rule(rule).with_carry(Carry::InOut);
+            let mut case = Case::new(linear, 6);
+            let slope = 0.5f32.powi(bits);
+            case.decay = case.decay.map(|_| vec![slope]);
+            case.gate = case.gate.map(|gate| vec![-slope; gate.len()]);
+            case.key.fill(0.0);
+            case.check_variant(context, LinearVariant::Recurrent);
+        }
+    }
+}
+
 /// A workspace that holds few chunks at a time, and a binding limit that holds few heads.
 #[test]
 fn segments() {

@@ -25,9 +25,18 @@ struct Place {
     slice: u32,
 }
 
-fn gate_value(here: Place, index: u32, dim: u32) -> f32 {
+// What a token leaves of a row, exp(gate). A memory of n tokens multiplies n of them, and a device's exp
+// may be off by several bits: where n is large, a short series is off by none.
+fn decay_of(gate: f32) -> f32 {
+    if (abs(gate) > 0.25) {
+        return exp(gate);
+    }
+    return 1.0 + gate * (1.0 + gate / 2.0 * (1.0 + gate / 3.0 * (1.0 + gate / 4.0 * (1.0 + gate / 5.0 * (1.0 + gate / 6.0)))));
+}
+
+fn gated_decay(here: Place, index: u32, dim: u32) -> f32 {
     let at = params.gate.w + here.batch * params.gate.x + here.head * params.gate.y + index * params.gate.z + dim;
-    return exp(clamp_gate(element_of(gate[word_of(at, params.gate_dtype)], at, params.gate_dtype)));
+    return decay_of(clamp_gate(element_of(gate[word_of(at, params.gate_dtype)], at, params.gate_dtype)));
 }
 
 fn stage_token(thread: u32, here: Place, index: u32) {
@@ -38,7 +47,7 @@ fn stage_token(thread: u32, here: Place, index: u32) {
             var decay = vec4(1.0);
             for (var i = 0u; i < 4u; i++) {
                 if (4u * vector + i < params.features) {
-                    decay[i] = gate_value(here, index, 4u * vector + i);
+                    decay[i] = gated_decay(here, index, 4u * vector + i);
                 }
             }
             decay_tile[vector] = decay;
@@ -70,7 +79,7 @@ fn step_tokens(thread: u32, here: Place) {
         let exists = params.carries_in != 0u && row < params.features;
         rows[r] = load_state(state_start + row * params.state.z, select(0u, columns, exists));
     }
-    let fixed_decay = exp(-slope_of(here.head));
+    let fixed_decay = decay_of(-slope_of(here.head));
     let end = document_start(here.document + 1u);
     for (var index = document_start(here.document); index < end; index++) {
         workgroupBarrier();
@@ -78,7 +87,7 @@ fn step_tokens(thread: u32, here: Place) {
         workgroupBarrier();
         var decay = fixed_decay;
         if (GATED && !PER_KEY_DIM) {
-            decay = gate_value(here, index, 0u);
+            decay = gated_decay(here, index, 0u);
         }
         var sum = vec4(0.0);
         for (var r = 0u; r < ROWS; r++) {
