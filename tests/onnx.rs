@@ -139,7 +139,14 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Runs all cases of a file and says of each whether it passed; any failure fails the test.
+/// The bits of every number.
+fn bits(context: &Context, got: &Got) -> Vec<Vec<u32>> {
+    let read = |tensor: &Tensor| pollster::block_on(tensor.read(context)).expect("readable");
+    got.iter().map(|(_, tensor)| read(tensor).into_iter().map(f32::to_bits).collect()).collect()
+}
+
+/// Runs all cases of a file, on CPUs with checked shaders too, which give the same bits, and says of each
+/// whether it passed; any failure fails the test.
 fn check_all(
     suite: &str,
     json: &str,
@@ -148,6 +155,7 @@ fn check_all(
     agrees: impl Fn(&Context, &Case<'_>, &Got) -> Result<(), String>,
 ) {
     let Some(context) = context() else { return };
+    let checked = context.with_checked_shaders(true);
     let cases: Vec<Value> = serde_json::from_str(json).expect("valid JSON");
     let file = SafeTensors::deserialize(tensors).expect("valid safetensors");
     let (mut failures, mut counts) = (Vec::new(), BTreeMap::new());
@@ -156,6 +164,13 @@ fn check_all(
         let mut encoder = context.device().create_command_encoder(&Default::default());
         let got = run(context, &mut encoder, &case);
         context.queue().submit([encoder.finish()]);
+        // A GPU's compiler may join products and sums in other places once there are checks.
+        if context.caps().is_cpu {
+            let mut encoder = context.device().create_command_encoder(&Default::default());
+            let guarded = run(&checked, &mut encoder, &case);
+            context.queue().submit([encoder.finish()]);
+            assert_eq!(bits(context, &got), bits(context, &guarded), "{}: with checks", case.name);
+        }
         // The cases that are judged by a rule of their own are counted apart.
         let suite = match got[0].1.dtype {
             DType::BF16 => format!("{suite}, bfloat16"),
