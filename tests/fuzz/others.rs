@@ -41,11 +41,16 @@ fn merge(u: &mut Unstructured<'_>, context: &Context) -> Result<()> {
     }
     for _ in 0..u.int_in_range(0..=4)? {
         let which = u.choose_index(4)?;
+        // -1e30 stands for -∞ among LSEs. Times a weight it is a number that reading takes for -∞, which no
+        // result of a merge is meant to be.
+        let least = if [0, 2].contains(&which) { -1e20 } else { -1e30 };
+        let number = *u.choose(&[f32::NAN, f32::NEG_INFINITY, least, 0.0])?;
         let Parts { out, lse, weights, logits, .. } = &mut parts;
         let values = [out, lse, weights].into_iter().chain(logits).nth(which);
         let place = u.choose_index(values.as_ref().map_or(0, |values| values.len()).max(1))?;
         if let Some(old) = values.and_then(|values| values.get_mut(place)) {
-            *old = *u.choose(&[f32::NAN, f32::NEG_INFINITY, -1e30, 0.0])?;
+            let rounded = || dtype.decode(&dtype.encode(&[number]))[0];
+            *old = if which == 0 { rounded() } else { number };
         }
     }
     let numbers = |(out, lse): &(Vec<f32>, Vec<f32>)| [&out[..], lse].concat();
