@@ -253,6 +253,22 @@ fn scores_at_every_stage() {
     }
 }
 
+/// A query of a document without keys still counts its distances from there; one outside of all documents
+/// from the whole sequence.
+#[test]
+fn positions_in_documents_without_keys() {
+    let Some(context) = context() else { return };
+    let attention = Attention::new(small(), DType::F32)
+        .with_mask(Mask::documents() & Mask::causal())
+        .with_positions(Positions::PerBatch)
+        .with_alibi()
+        .with_scores(Stage::Modified);
+    let mut case = Case::new(attention, 8);
+    case.sides.query_starts = Some(vec![1, 5, 12, 20, 30]);
+    case.sides.key_starts = Some(vec![0, 0, 33, 33, 60]);
+    case.check(context);
+}
+
 /// Sinks far below, among and far above the scores, with and without modified scores, and rows
 /// without keys, whose LSE is that of their sink.
 #[test]

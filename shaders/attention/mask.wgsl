@@ -57,8 +57,8 @@ fn sequence_stand(batch: u32, query: i32) -> Stand {
     return Stand(0, i32(params.key_len), query, offset);
 }
 
-// The document is the last one that starts at or before the query; its range is empty for a query
-// outside of all documents.
+// The document is the last one that starts at or before the query; its keys end before they start for
+// a query outside of all documents.
 fn document_stand(batch: u32, query: i32) -> Stand {
     var low = 0u;
     var high = params.documents;
@@ -75,7 +75,7 @@ fn document_stand(batch: u32, query: i32) -> Stand {
     let start = clamp(i32(metadata[params.key_starts_at + low]), 0, i32(params.key_len));
     let end = clamp(i32(metadata[params.key_starts_at + low + 1u]), start, i32(params.key_len));
     if (query < query_start || query >= query_end) {
-        return Stand(0, 0, query, 0);
+        return Stand(0, -1, query, 0);
     }
     var offset = 0;
     if (params.offset_kind == OFFSET_PER_BATCH) {
@@ -97,7 +97,7 @@ fn start_row(batch: u32, query: u32) -> Row {
         document = document_stand(batch, row.query);
     }
     row.position = whole.top_left + whole.offset;
-    if (params.document_positions != 0u && document.end > document.start) {
+    if (params.document_positions != 0u && document.end >= document.start) {
         row.position = document.top_left + document.offset;
     }
     for (var term = 0u; term < TERMS; term++) {
