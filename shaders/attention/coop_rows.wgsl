@@ -105,7 +105,9 @@ fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 
             weights = exp2(weights);
             total += weights;
         } else {
-            weights = 1.0 / (SIGMOID_UNIT + exp2(min(-weights, vec4(100.0))));
+            // One division for two weights; those below 2^-60 are nothing in f16.
+            let inverse = SIGMOID_UNIT + exp2(min(-weights, vec4(60.0)));
+            weights = inverse.yxwz * (1.0 / (inverse.xz * inverse.yw)).xxyy;
         }
         (*part)[n] = weights;
     }
