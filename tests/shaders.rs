@@ -279,14 +279,15 @@ fn tiles_fit_the_device() {
     assert!(seen.len() > 20, "only {} tile shapes", seen.len());
 }
 
-/// A loop that is marked and cannot be written out costs speed without a word.
+/// A loop that is marked and cannot be written out costs speed without a word. Software has those of
+/// one kernel written out, which marks short ones only.
 #[test]
 fn marked_loops_are_written_out_but_for_software() {
     for kernel in composed() {
         let marks = |line: &str| line.trim() == "// unroll";
         let left = kernel.native[0].wgsl().lines().any(marks);
-        let has_loops = kernel.tiles.is_some();
-        assert_eq!(left, has_loops && kernel.caps.is_cpu, "{}", kernel.name);
+        let stays = kernel.tiles.is_some() && kernel.variant != Variant::Rows;
+        assert_eq!(left, stays && kernel.caps.is_cpu, "{}", kernel.name);
     }
 }
 

@@ -371,7 +371,7 @@ fn garbage_from_the_device_is_clamped() {
         let value = place(shape.value(), &case.value);
         let out = Placed::new(context, DType::F32, shape.out(), Layout::Apart(4), None);
         let inputs = Inputs::new(query.view(), key.view(), value.view()).with_arrays(arrays);
-        for variant in [Variant::Tiled, Variant::Subgroup] {
+        for variant in [Variant::Tiled, Variant::Subgroup, Variant::Rows] {
             if variant.supports(context.caps(), &attention).is_err() {
                 continue;
             }

@@ -380,6 +380,7 @@ impl Attention {
         variant.supports(context.caps(), self)?;
         let fitted = match variant {
             Variant::Coop => tiles.fitted_coop(context.caps(), &self.shape),
+            Variant::Rows => tiles.fitted_rows(context.caps(), &self.shape),
             _ => tiles.fitted(context.caps(), &self.shape),
         };
         let fitted =

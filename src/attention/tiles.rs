@@ -62,13 +62,16 @@ impl Tiles {
     }
 
     /// Bytes of workgroup memory that `variant` needs: the arithmetic of
-    /// `shaders/attention/forward.wgsl` or `coop.wgsl`.
+    /// `shaders/attention/forward.wgsl` or `coop.wgsl`; `rows.wgsl` has none beside the walk.
     pub fn workgroup_bytes(&self, variant: Variant) -> u32 {
         if variant == Variant::Coop {
             // Room for the scores and the weights of one band of rows, for each subgroup.
             let band = (16 + 8) * (2 / self.lanes.max(1) * self.step_k / 4 + 2);
             let staged = 8 * (self.head_vecs + 2 + self.value_vecs + 2);
             return self.threads_y * 16 * band + self.block_k * staged + RESERVED_BYTES;
+        }
+        if variant == Variant::Rows {
+            return RESERVED_BYTES;
         }
         let stride = self.chunk_vecs | 1;
         let key_at = self.block_q * stride;
@@ -123,6 +126,14 @@ impl Tiles {
                     && self.block_k.is_power_of_two()
                     && self.block_k.is_multiple_of(self.step_k);
             }
+            Variant::Rows => {
+                return self.threads_x == 1
+                    && self.lanes == 1
+                    && self.block_k.is_multiple_of(4)
+                    && self.threads_y > 0
+                    && self.block_q.is_multiple_of(self.threads_y)
+                    && self.block_q / self.threads_y <= MOST_ROWS;
+            }
             Variant::Tiled => self.lanes == 1 && self.block_q <= self.threads(),
             Variant::Scores | Variant::BlockSums => false,
         };
@@ -153,6 +164,19 @@ impl Tiles {
         let fits = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size))
             && self.threads() <= caps.workgroup_invocations
             && self.workgroup_bytes(Variant::Coop) <= caps.workgroup_memory;
+        fits.then_some(self)
+    }
+
+    /// As [`fitted`](Self::fitted), for `attention.rows`: nothing in workgroup memory, nothing in pieces.
+    pub(super) fn fitted_rows(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
+        self.head_vecs = caps.compiled_dim(shape.head_dim) / 4;
+        self.value_vecs = caps.compiled_dim(shape.value_dim) / 4;
+        self.chunk_vecs = self.head_vecs;
+        self.value_keys = self.block_k;
+        let sizes = [self.block_q, self.block_k, self.threads_x, self.threads_y];
+        let fits = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size))
+            && self.threads() <= caps.workgroup_invocations
+            && self.workgroup_bytes(Variant::Rows) <= caps.workgroup_memory;
         fits.then_some(self)
     }
 
@@ -199,6 +223,7 @@ const WORKGROUPS: u64 = 132;
 pub(super) fn table(variant: Variant, caps: &Caps, attention: &Attention) -> Vec<Tiles> {
     match variant {
         Variant::Coop => coop(caps, attention),
+        Variant::Rows => rows(caps, attention),
         Variant::Subgroup => subgroup(caps, attention),
         Variant::Tiled => tiled(caps, attention),
         Variant::Scores | Variant::BlockSums => Vec::new(),
@@ -241,6 +266,21 @@ fn coop(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
     // The first or none: a device that has no room for it lacks it for what is slower too.
     let Some(first) = usable.next().and_then(fitted) else { return Vec::new() };
     std::iter::once(first).chain(usable.filter_map(fitted)).collect()
+}
+
+/// Rows of one thread at most.
+const MOST_ROWS: u32 = 4;
+
+/// Tiles of `attention.rows`: `threads_y` threads of `block_q / threads_y` rows. In ms on two cores,
+/// SwiftShader, f32, 8 heads, N=256, D=64: 107 with 4 rows and 8 keys, 138 with 2 rows, 116 with 4 keys;
+/// `attention.tiled` takes 285.
+fn rows(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
+    // The second for lists in blocks of 16 queries.
+    [Tiles::block((32, 8), (1, 8), 1), Tiles::block((16, 8), (1, 8), 1)]
+        .into_iter()
+        .filter(|block| block.divides(attention))
+        .filter_map(|block| block.fitted_rows(caps, &attention.shape))
+        .collect()
 }
 
 /// Workgroup memory that lets three workgroups share a core of an H100, which has 48 KiB there for

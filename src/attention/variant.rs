@@ -15,6 +15,8 @@ use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
 pub enum Variant {
     /// Matrix units: f16 products, f32 scores and sums; natively only.
     Coop,
+    /// Whole rows in the registers of a thread, without workgroup memory; on CPU drivers only.
+    Rows,
     /// Register tiles; a row is joined by shuffles within a subgroup of any size from 4 up.
     Subgroup,
     /// Register tiles on WebGPU's floor: 16 KiB of workgroup memory, no optional feature.
@@ -30,6 +32,9 @@ const STORAGE_BUFFERS: u32 = 8;
 
 /// The largest dim of `attention.coop`.
 const COOP_DIM: u32 = 256;
+
+/// The largest dim of `attention.rows`.
+const ROWS_DIM: u32 = 128;
 
 /// Threads of one workgroup of `attention.scores`.
 const SCORES_THREADS: u32 = 64;
@@ -49,13 +54,14 @@ const BINDINGS: &[Binding] = &[
 
 impl Variant {
     /// All of them, in the order in which `plan` asks them.
-    pub const ALL: [Self; 5] =
-        [Self::Coop, Self::Subgroup, Self::Tiled, Self::Scores, Self::BlockSums];
+    pub const ALL: [Self; 6] =
+        [Self::Coop, Self::Rows, Self::Subgroup, Self::Tiled, Self::Scores, Self::BlockSums];
 
     /// The name on the command line and in files: `tiled`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Coop => "coop",
+            Self::Rows => "rows",
             Self::Subgroup => "subgroup",
             Self::Tiled => "tiled",
             Self::Scores => "scores",
@@ -67,6 +73,7 @@ impl Variant {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Coop => "attention.coop",
+            Self::Rows => "attention.rows",
             Self::Subgroup => "attention.subgroup",
             Self::Tiled => "attention.tiled",
             Self::Scores => "attention.scores",
@@ -77,7 +84,7 @@ impl Variant {
     /// What comes out of it, in words.
     const fn gives(self) -> &'static str {
         match self {
-            Self::Coop | Self::Subgroup | Self::Tiled => "an output",
+            Self::Coop | Self::Rows | Self::Subgroup | Self::Tiled => "an output",
             Self::Scores => "scores",
             Self::BlockSums => "sums over blocks",
         }
@@ -119,6 +126,10 @@ impl Variant {
             }
             (Self::Scores | Self::BlockSums, _) => Vec::new(),
             (Self::Coop, _) => match coop_lacks(caps, attention) {
+                Some(reason) => return refuse(reason.into()),
+                None => tiles::table(self, caps, attention),
+            },
+            (Self::Rows, _) => match rows_lack(caps, attention) {
                 Some(reason) => return refuse(reason.into()),
                 None => tiles::table(self, caps, attention),
             },
@@ -189,8 +200,9 @@ impl Variant {
     ) -> Source {
         let alignment = attention.alignment();
         let mut header = Header::default()
-            // Arrays in registers need constant indices; CPU drivers compile too slowly for it.
-            .unrolled(!caps.is_cpu)
+            // Arrays in registers need constant indices; CPU drivers compile too slowly for it, but for
+            // the short loops of one kernel.
+            .unrolled(!caps.is_cpu || self == Self::Rows)
             .switch("SOFTMAX", attention.activation == Activation::Softmax)
             .switch("MODIFIED", attention.score.is_modified())
             .switch("PAIR_TESTS", attention.mask.any(crate::Term::tests_pairs))
@@ -229,11 +241,11 @@ impl Variant {
                 if self == Self::Coop {
                     fragments.push(fragment!(super "attention/coop_stage.wgsl"));
                     fragments.push(fragment!(super "attention/coop_rows.wgsl"));
-                } else {
+                } else if self != Self::Rows {
                     fragments.push(fragment!(super "attention/stage.wgsl"));
                     fragments.push(fragment!(super "attention/forward.wgsl"));
                 }
-                if self != Self::Tiled {
+                if [Self::Coop, Self::Subgroup].contains(&self) {
                     fragments.push(fragment!(super "attention/lanes.wgsl"));
                 }
             }
@@ -254,6 +266,7 @@ impl Variant {
                 header = header.subgroups().matrices(caps);
                 fragment!(super "attention/coop.wgsl")
             }
+            Self::Rows => fragment!(super "attention/rows.wgsl"),
             Self::Subgroup => {
                 header = header.subgroups();
                 fragment!(super "attention/subgroup.wgsl")
@@ -285,6 +298,19 @@ fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
         Keys::Blocks { .. } | Keys::Indices { .. } => {
             vec![list, fragment!(super "attention/keys_gathered.wgsl")]
         }
+    }
+}
+
+/// What keeps `attention.rows` from a device or a configuration, if anything.
+fn rows_lack(caps: &Caps, attention: &Attention) -> Option<&'static str> {
+    if !caps.is_cpu {
+        Some("it is made for CPU drivers")
+    } else if attention.alignment() != Alignment::Vec4 {
+        Some("it needs dims, offsets and strides that are multiples of 4")
+    } else if attention.shape.head_dim.max(attention.shape.value_dim) > ROWS_DIM {
+        Some("it keeps queries and outputs in registers, which ends at dims of 128")
+    } else {
+        None
     }
 }
 

@@ -29,7 +29,7 @@ export interface ContextOptions {
   powerPreference?: "high-performance" | "low-power";
   /** Features not to ask for: `"subgroups"`, `"shader-f16"`, `"timestamp-query"`. */
   without?: string[];
-  /** Plans for a CPU as for a GPU: kernels take seconds longer to compile there, and run quicker for it. */
+  /** Plans for a CPU as for a GPU: without `attention.rows`, and with kernels that take seconds longer to compile. */
   asGpu?: boolean;
 }
 
@@ -79,7 +79,7 @@ export interface AttentionOptions extends Common {
   blockSums?: readonly [number, number];
   sparse?: Sparse;
   /** A kernel, instead of the first that supports the configuration. */
-  variant?: "subgroup" | "tiled" | "scores" | "block_sums";
+  variant?: "rows" | "subgroup" | "tiled" | "scores" | "block_sums";
   queryStarts?: Uint32Array | number[];
   keyStarts?: Uint32Array | number[];
   keyLengths?: Uint32Array | number[];

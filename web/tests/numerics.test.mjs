@@ -39,6 +39,11 @@ test("every family is right with subgroups hidden", async () => {
   assertRight(cases, 23);
 });
 
+test("attention is right in the kernel for CPUs", async () => {
+  const { cases } = await judged({}, "rows", false);
+  assertRight(cases, 15);
+});
+
 test("attention is right with subgroups, where the browser has them", async (t) => {
   const { features, cases } = await judged({}, "subgroup", false);
   if (!features.includes("subgroups")) {
