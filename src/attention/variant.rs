@@ -305,7 +305,7 @@ fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
 fn rows_lack(caps: &Caps, attention: &Attention) -> Option<&'static str> {
     if !caps.is_cpu {
         Some("it is made for CPU drivers")
-    } else if attention.alignment() != Alignment::Vec4 {
+    } else if attention.alignment() == Alignment::Any {
         Some("it needs dims, offsets and strides that are multiples of 4")
     } else if attention.shape.head_dim.max(attention.shape.value_dim) > ROWS_DIM {
         Some("it keeps queries and outputs in registers, which ends at dims of 128")
