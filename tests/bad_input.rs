@@ -121,8 +121,8 @@ fn variants() {
     let small = mock(|caps| caps.workgroup_memory = 1024);
     let words = ["1024 bytes", "maxComputeWorkgroupStorageSize"];
     assert_says(forced(&small, &plain(), Variant::Tiled), &words);
-    let narrow = mock(|caps| caps.workgroup_invocations = 16);
-    let words = ["16 invocations", "maxComputeInvocationsPerWorkgroup"];
+    let narrow = mock(|caps| caps.workgroup_invocations = 4);
+    let words = ["4 invocations", "maxComputeInvocationsPerWorkgroup"];
     assert_says(pollster::block_on(plain().plan(&narrow)), &words);
     assert_says(forced(&narrow, &scores, Variant::Scores), &words);
 

@@ -97,6 +97,8 @@ fn sources() -> Vec<(Source, naga::Module)> {
     let mut caps = Caps::portable();
     caps.subgroup = Some((32, 32));
     common::add_matrices(&mut caps);
+    let mut software = caps.clone();
+    software.is_cpu = true;
     let mut sources = Vec::new();
     for dtype in DType::ALL {
         for alignment in [Alignment::Vec8, Alignment::Vec4, Alignment::Any] {
@@ -110,9 +112,10 @@ fn sources() -> Vec<(Source, naga::Module)> {
                     Variant::BlockSums => &sums,
                     _ => &attention,
                 };
-                let composed = attention.compose(&caps, variant, Target::Native);
-                // Matrix units take f16 tensors by fours only.
-                if variant != Variant::Coop || composed.is_ok() {
+                let caps = if variant == Variant::Rows { &software } else { &caps };
+                let composed = attention.compose(caps, variant, Target::Native);
+                // Neither takes tensors by the element, and matrix units f16 only.
+                if ![Variant::Coop, Variant::Rows].contains(&variant) || composed.is_ok() {
                     sources.extend(composed.expect("a valid configuration"));
                 }
             }
