@@ -286,6 +286,18 @@ impl Context {
         self.alive().err().unwrap_or_else(|| error.into())
     }
 
+    /// The compiled pipelines of `sources`.
+    pub(crate) async fn compile(
+        &self,
+        sources: &[Source],
+    ) -> Result<Vec<wgpu::ComputePipeline>, Error> {
+        let mut pipelines = Vec::with_capacity(sources.len());
+        for source in sources {
+            pipelines.push(self.pipeline(source).await?);
+        }
+        Ok(pipelines)
+    }
+
     /// The compiled pipeline of `source`, from the cache or newly made.
     pub(crate) async fn pipeline(&self, source: &Source) -> Result<wgpu::ComputePipeline, Error> {
         if let Some(pipeline) = lock(&self.inner.pipelines).get(source) {

@@ -35,6 +35,18 @@ pub(crate) fn narrow_source(dtype: DType, target: Target) -> Source {
     Source::compose("common.narrow", target, &header, &fragments, NARROW_BINDINGS)
 }
 
+/// The kernel of an op of one kernel and, where its output is not written by whole words,
+/// `common.narrow`, in the order of their dispatches.
+pub(crate) fn with_narrow(
+    source: Source,
+    alignment: Alignment,
+    dtype: DType,
+    target: Target,
+) -> Vec<Source> {
+    let narrow = narrows(alignment, dtype).then(|| narrow_source(dtype, target));
+    std::iter::once(source).chain(narrow).collect()
+}
+
 /// The kernel that gives a contiguous tensor as f32.
 pub(crate) fn widen_source(dtype: DType, target: Target) -> Source {
     let header = Header::default().size("THREADS", NARROW_THREADS);

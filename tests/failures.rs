@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Case, context, variants};
+use common::{Case, context, scratch, variants};
 use pollster::block_on;
 use wgpu_attention::{
     Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, Mask, Outputs, Shape,
@@ -20,15 +20,6 @@ fn own() -> Option<Context> {
     Some(block_on(Context::request()).expect("a second device"))
 }
 
-fn buffer(context: &Context, shape: [u32; 4]) -> wgpu::Buffer {
-    context.device().create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: shape.iter().map(|&n| u64::from(n)).product::<u64>() * 4,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: false,
-    })
-}
-
 #[test]
 fn a_device_destroyed_under_way() {
     let Some(ruined) = own() else { return };
@@ -36,7 +27,7 @@ fn a_device_destroyed_under_way() {
     let shape = attention.shape;
     let plan = block_on(attention.plan(&ruined)).expect("planned");
     let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
-    let [q, k, v, out] = tensors.map(|shape| buffer(&ruined, shape));
+    let [q, k, v, out] = tensors.map(|shape| scratch(&ruined, shape));
     let view = |buffer, shape| View::new(buffer, DType::F32, shape);
     let inputs =
         Inputs::new(view(&q, shape.query()), view(&k, shape.key()), view(&v, shape.value()));
@@ -93,7 +84,7 @@ fn a_device_destroyed_while_planning() {
                 assert!(matches!(error, Error::DeviceLost(_)), "{error:?}");
             }
         });
-        let out = buffer(ruined, shape.out());
+        let out = scratch(ruined, shape.out());
         let read = block_on(ruined.read(View::new(&out, DType::F32, shape.out())));
         assert!(matches!(read, Err(Error::DeviceLost(_))), "{read:?}");
         assert!(ruined.lost().is_some());
@@ -126,7 +117,7 @@ fn what_the_device_refuses_is_an_error() {
     let dense = Attention::new(shape, DType::F32).with_mask(Mask::dense());
     let plan = block_on(dense.plan(&boundless)).expect("planned");
     let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
-    let [q, k, v, out] = tensors.map(|shape| buffer(&boundless, shape));
+    let [q, k, v, out] = tensors.map(|shape| scratch(&boundless, shape));
     let view = |buffer, shape| View::new(buffer, DType::F32, shape);
     let mut arrays = Arrays::default();
     arrays.dense_mask = Some((Array::Reserved { len: 4096 * 128 }, Broadcast::SHARED));

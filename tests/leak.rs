@@ -2,18 +2,9 @@
 
 mod common;
 
-use common::context;
+use common::{context, scratch};
 use pollster::block_on;
-use wgpu_attention::{Attention, Context, DType, Inputs, Mask, Outputs, Shape, View, wgpu};
-
-fn buffer(context: &Context, shape: [u32; 4]) -> wgpu::Buffer {
-    context.device().create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: shape.iter().map(|&n| u64::from(n)).product::<u64>() * 4,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: false,
-    })
-}
+use wgpu_attention::{Attention, DType, Inputs, Mask, Outputs, Shape, View};
 
 /// The resident set in bytes, where the system tells.
 fn resident() -> Option<u64> {
@@ -27,7 +18,7 @@ fn a_thousand_plans_leave_nothing_behind() {
     let attention = Attention::new(Shape::new(1, 2, 40, 16), DType::F32).with_mask(Mask::causal());
     let shape = attention.shape;
     let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
-    let [q, k, v, out] = tensors.map(|shape| buffer(context, shape));
+    let [q, k, v, out] = tensors.map(|shape| scratch(context, shape));
     let view = |buffer, shape| View::new(buffer, DType::F32, shape);
     let inputs =
         Inputs::new(view(&q, shape.query()), view(&k, shape.key()), view(&v, shape.value()));

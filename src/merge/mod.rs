@@ -4,7 +4,7 @@ mod bind;
 pub mod reference;
 
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, narrow_source, narrows};
+use crate::workspace::{dtype_fragment, with_narrow};
 use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
 
 /// Threads of one workgroup.
@@ -246,9 +246,7 @@ impl Merge {
             fragment!(super "merge/merge.wgsl"),
         ];
         let source = Source::compose("merge.merge", target, &header, &fragments, BINDINGS);
-        let narrow =
-            narrows(self.alignment(), self.dtype).then(|| narrow_source(self.dtype, target));
-        Ok(std::iter::once(source).chain(narrow).collect())
+        Ok(with_narrow(source, self.alignment(), self.dtype, target))
     }
 
     /// Compiles the kernel.
@@ -256,10 +254,7 @@ impl Merge {
     /// # Errors
     /// As [`validate`](Self::validate); a shader that does not compile.
     pub async fn plan(&self, context: &Context) -> Result<MergePlan, Error> {
-        let mut pipelines = Vec::new();
-        for source in self.compose(Target::current())? {
-            pipelines.push(context.pipeline(&source).await?);
-        }
+        let pipelines = context.compile(&self.compose(Target::current())?).await?;
         Ok(MergePlan { context: context.clone(), merge: *self, pipelines })
     }
 }

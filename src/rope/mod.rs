@@ -15,7 +15,7 @@ mod bind;
 pub mod reference;
 
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, narrow_source, narrows};
+use crate::workspace::{dtype_fragment, with_narrow};
 use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
 
 /// Threads of one workgroup.
@@ -181,9 +181,7 @@ impl Rope {
             fragment!(super "rope/rope.wgsl"),
         ];
         let source = Source::compose("rope.rope", target, &header, &fragments, BINDINGS);
-        let narrow =
-            narrows(self.alignment(), self.dtype).then(|| narrow_source(self.dtype, target));
-        Ok(std::iter::once(source).chain(narrow).collect())
+        Ok(with_narrow(source, self.alignment(), self.dtype, target))
     }
 
     /// Compiles the kernel.
@@ -191,10 +189,7 @@ impl Rope {
     /// # Errors
     /// As [`validate`](Self::validate); a shader that does not compile.
     pub async fn plan(&self, context: &Context) -> Result<RopePlan, Error> {
-        let mut pipelines = Vec::new();
-        for source in self.compose(Target::current())? {
-            pipelines.push(context.pipeline(&source).await?);
-        }
+        let pipelines = context.compile(&self.compose(Target::current())?).await?;
         Ok(RopePlan { context: context.clone(), rope: *self, pipelines })
     }
 }

@@ -37,6 +37,16 @@ pub fn data(name: &str) -> String {
     format!("{folder}/{name}")
 }
 
+/// A buffer of zeros for an f32 tensor.
+pub fn scratch(context: &Context, shape: [u32; 4]) -> wgpu::Buffer {
+    context.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: shape.iter().map(|&n| u64::from(n)).product::<u64>() * 4,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: false,
+    })
+}
+
 /// A command that starts the program, which lies elsewhere on a machine without the sources. Cargo
 /// tells its place only to tests that are built with the program.
 #[allow(unused_macros, reason = "every test binary uses a part of this")]
