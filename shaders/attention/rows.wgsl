@@ -6,7 +6,8 @@
 //  2. A row's output is rescaled when its maximum has grown by SLACK: a branch is cheap here, and
 //     most keys do not take it.
 //  3. The loops over rows and keys are written out even here; those over dims stay loops, so that the
-//     text is short whatever the dims are.
+//     text is short whatever the dims are. Their rounds are counted (`rounds_of_rows`): lavapipe
+//     ends all loops of a thread after 65,535.
 // Barriers: those of the walk, in front of the loop.
 // Expects: the keys axis, judge.wgsl, finish.wgsl.
 
@@ -38,6 +39,7 @@ alias Scores = array<vec4<f32>, ROWS * FOURS>;
 fn judge(rows: ptr<function, Rows>, count: u32, scores: ptr<function, Scores>, here: Place, first: i32, end: i32, full: bool) {
     for (var r = 0u; r < count; r++) {
         var row = (*rows)[r];
+        // unroll
         for (var four = 0u; four < FOURS; four++) {
             let at = r * FOURS + four;
             (*scores)[at] = judge_four(&row, here, (*scores)[at], first + i32(4u * four), end, full);
@@ -64,12 +66,18 @@ fn weigh(states: ptr<function, States>, scores: ptr<function, Scores>, acc: ptr<
             grown = grown || grows;
         }
         if (grown) {
+            var factors: array<f32, ROWS>;
+            // unroll
             for (var r = 0u; r < ROWS; r++) {
                 let factor = exp2((*states)[r].maximum - maxima[r]);
                 (*states)[r].maximum = maxima[r];
                 (*states)[r].total *= factor;
-                for (var vector = 0u; vector < params.value_dim / 4u; vector++) {
-                    (*acc)[r * VALUE_VECS + vector] *= factor;
+                factors[r] = factor;
+            }
+            for (var vector = 0u; vector < params.value_dim / 4u; vector++) {
+                // unroll
+                for (var r = 0u; r < ROWS; r++) {
+                    (*acc)[r * VALUE_VECS + vector] *= factors[r];
                 }
             }
         }
@@ -199,9 +207,11 @@ fn attend(group: u32, thread: u32) {
                 }
             } else {
                 for (var vector = 0u; vector < value_vecs; vector++) {
-                    for (var i = 0u; i < min(BLOCK_K, u32(range.end - first)); i++) {
+                    // unroll
+                    for (var i = 0u; i < BLOCK_K; i++) {
                         let v = arrived(value_ahead(values[i], 4u * vector));
-                        for (var r = 0u; r < count; r++) {
+                        // unroll
+                        for (var r = 0u; r < ROWS; r++) {
                             // A masked value may be anything, and 0 · NaN is no 0.
                             let weight = scores[r * FOURS + i / 4u][i % 4u];
                             acc[r * VALUE_VECS + vector] += select(weight * v, vec4(0.0), weight < 0.0);

@@ -271,16 +271,28 @@ fn coop(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
 /// Rows of one thread at most.
 const MOST_ROWS: u32 = 4;
 
+/// Keys of a tile of `attention.rows`.
+const ROWS_KEYS: u32 = 8;
+
 /// Tiles of `attention.rows`: `threads_y` threads of `block_q / threads_y` rows. In ms on two cores,
 /// SwiftShader, f32, 8 heads, N=256, D=64: 107 with 4 rows and 8 keys, 138 with 2 rows, 116 with 4 keys;
 /// `attention.tiled` takes 285.
 fn rows(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
     // The second for lists in blocks of 16 queries.
-    [Tiles::block((32, 8), (1, 8), 1), Tiles::block((16, 8), (1, 8), 1)]
+    [(8 * MOST_ROWS, ROWS_KEYS), (16, ROWS_KEYS)]
+        .map(|block| Tiles::block(block, (1, 8), 1))
         .into_iter()
         .filter(|block| block.divides(attention))
         .filter_map(|block| block.fitted_rows(caps, &attention.shape))
         .collect()
+}
+
+/// How many rounds the loops of a thread of `attention.rows` make at most, of those whose number no
+/// compiler knows: for each tile over dims, once for scores and twice for outputs, and over rows.
+pub(super) fn rounds_of_rows(caps: &Caps, shape: &Shape) -> u64 {
+    let [head, value] = [shape.head_dim, shape.value_dim].map(|dim| caps.compiled_dim(dim) / 4);
+    let tiles = u64::from(shape.key_len.div_ceil(ROWS_KEYS)) + 8;
+    tiles * u64::from(2 + head + 2 * value + MOST_ROWS)
 }
 
 /// Workgroup memory that lets three workgroups share a core of an H100, which has 48 KiB there for

@@ -36,6 +36,9 @@ const COOP_DIM: u32 = 256;
 /// The largest dim of `attention.rows`.
 const ROWS_DIM: u32 = 128;
 
+/// lavapipe ends all loops of a thread once they have made so many rounds together.
+const MOST_ROUNDS: u64 = 65_535;
+
 /// Threads of one workgroup of `attention.scores`.
 const SCORES_THREADS: u32 = 64;
 
@@ -309,6 +312,10 @@ fn rows_lack(caps: &Caps, attention: &Attention) -> Option<&'static str> {
         Some("it needs dims, offsets and strides that are multiples of 4")
     } else if attention.shape.head_dim.max(attention.shape.value_dim) > ROWS_DIM {
         Some("it keeps queries and outputs in registers, which ends at dims of 128")
+    } else if tiles::rounds_of_rows(caps, &attention.shape) > MOST_ROUNDS {
+        Some(
+            "it has so many keys that its loops would make more rounds than lavapipe lets a thread make",
+        )
     } else {
         None
     }
