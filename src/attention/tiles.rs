@@ -240,18 +240,19 @@ fn coop(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
         // Emulated: the least that has all of the kernel's loops, with one band of rows and with two.
         ..=32 if caps.is_cpu => tiles((64, 32), 2, 1),
         _ if caps.is_cpu => tiles((64, 32), 2, 2),
-        // 189.7. Two workgroups share a core, if only just: the ranges of four terms take the room
+        // 198. Two workgroups share a core, if only just: the ranges of four terms take the room
         // that is left.
         ..=64 if attention.mask.terms().len() > 1 => tiles((128, 16), 4, 1),
         ..=64 => tiles((128, 32), 4, 1),
-        // 220.6; the next one, where two share a core, is a tenth slower.
+        // 244; the next one, where two share a core, is a tenth slower.
         65..=128 => tiles((256, 32), 8, 2),
-        // 202.6 at D=256.
+        // 212 at D=256.
         _ => tiles((128, 16), 8, 2),
     };
     let halved = tiles((128, 16), 4, 2);
     // For lists in smaller blocks of queries, and for few queries. In ms at N=16k and 10 % of blocks of
-    // 64: 0.92 at D=64, where four subgroups of 16 rows take 1.00; 1.99 at D=128, where two take 2.40.
+    // 64: 0.84 at D=64 and 1.66 at D=128. At D=64 four subgroups of 16 rows took a tenth longer, at
+    // D=128 two took a fifth longer.
     let quarter = if dim <= 64 { tiles((64, 16), 2, 1) } else { tiles((64, 16), 4, 2) };
     let small = [quarter, tiles((32, 16), 2, 2), tiles((16, 16), 1, 2)];
     let heads = u64::from(shape.batch) * u64::from(shape.query_heads);
@@ -311,9 +312,9 @@ fn tiled(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
         ]
     } else {
         &[
-            // 24.3 at D=64 ...
+            // 26.6 at D=64 ...
             (dim <= 64).then_some(Tiles::block((64, 32), (8, 16), 1).within(SHARED_BYTES)),
-            // ... 24.4 at D=128 and 21.2 at D=256.
+            // ... 25.3 at D=128.
             Some(Tiles::block((32, 64), (16, 8), 1).within(SHARED_BYTES)),
         ]
     };
@@ -333,13 +334,13 @@ fn subgroup(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
         &[Some(Tiles::block((64, 32), (8, 16), 2))]
     } else {
         &[
-            // 24.1 at D=64 and 26.0 at D=128 ...
+            // 28.3 at D=64 and 31.3 at D=128 ...
             (!wide).then_some(Tiles::block((128, 64), (16, 16), 2)),
-            // ... 23.5 at D=64 in a third of the memory ...
+            // ... 25.6 at D=64 in a third of the memory ...
             (dim <= 64).then_some(Tiles::block((64, 32), (8, 16), 2).within(SHARED_BYTES)),
-            // ... 24.0 at D=128 and 23.8 at D=256 ...
+            // ... 26.7 at D=128 ...
             Some(Tiles::block((64, 64), (16, 16), 4)),
-            // ... 24.0 and 22.8, again in a third.
+            // ... 26.8 at D=128, again in a third.
             Some(Tiles::block((32, 64), (16, 8), 4).within(SHARED_BYTES)),
         ]
     };
