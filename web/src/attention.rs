@@ -8,7 +8,7 @@ use wgpu_attention::{
     Attention, DType, Error, Inputs, Output, Outputs, Plan, Shape, Variant, View,
 };
 
-use crate::buffer::{Buffer, host, size_of};
+use crate::buffer::{Buffer, Taken, host, size_of};
 use crate::config::{self, ATTENTION, COMMON, Side};
 use crate::context::Context;
 use crate::error::thrown;
@@ -39,10 +39,7 @@ pub struct Tensors {
     value: Buffer,
     bias: Option<Buffer>,
     packed: bool,
-    /// Those that were made for the call.
-    made: Vec<Buffer>,
-    /// Whether the caller handed over buffers and wants some back.
-    on_device: bool,
+    taken: Taken,
 }
 
 impl Tensors {
@@ -52,21 +49,12 @@ impl Tensors {
         options: &Options,
         (attention, packed): (&Attention, bool),
     ) -> Result<Self, JsValue> {
-        let mut made = Vec::new();
-        let mut on_device = false;
-        let mut take = |name: &str, kind: DType| -> Result<Buffer, JsValue> {
-            let value = options.get(name).unwrap_or_default();
-            let (buffer, existing) = Buffer::take(context, &value, kind, name)?;
-            on_device |= existing;
-            if !existing {
-                made.push(buffer.clone());
-            }
-            Ok(buffer)
-        };
+        let mut taken = Taken::default();
+        let mut take = |name: &str, kind: DType| taken.take(context, options, name, kind);
         let dtype = attention.dtype;
         let (query, key, value) = (take("q", dtype)?, take("k", dtype)?, take("v", dtype)?);
         let bias = attention.score.bias.map(|(dtype, _)| take("bias", dtype)).transpose()?;
-        Ok(Self { query, key, value, bias, packed, made, on_device })
+        Ok(Self { query, key, value, bias, packed, taken })
     }
 
     pub fn views(&self, shape: &Shape) -> Result<[View<'_>; 3], Error> {
@@ -88,7 +76,7 @@ impl Tensors {
 
     /// Frees what was made for the call.
     pub fn release(&self) {
-        self.made.iter().for_each(Buffer::destroy);
+        self.taken.release();
     }
 }
 
@@ -171,7 +159,7 @@ impl Planned {
         let bound = self.bind(tensors, &results).map_err(thrown)?;
         self.context.library().run(&bound).await.map_err(thrown)?;
         self.context.alive()?;
-        results.hand_out(&self.context, tensors.on_device).await
+        results.hand_out(&self.context, tensors.taken.on_device).await
     }
 }
 

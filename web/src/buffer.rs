@@ -6,7 +6,7 @@ use wgpu_attention::{DType, Error, View, wgpu};
 
 use crate::context::Context;
 use crate::error::{refuse, shown, thrown};
-use crate::options::{call, tag, view};
+use crate::options::{Options, call, tag, view};
 
 /// Numbers of one dtype in a buffer of the device.
 #[wasm_bindgen]
@@ -16,6 +16,38 @@ pub struct Buffer {
     pub(crate) raw: wgpu::Buffer,
     pub(crate) kind: DType,
     pub(crate) elements: usize,
+}
+
+/// The tensors of a call: the caller's buffers, or those that were made for it.
+#[derive(Default)]
+pub struct Taken {
+    made: Vec<Buffer>,
+    /// Whether the caller handed over buffers and wants some back.
+    pub on_device: bool,
+}
+
+impl Taken {
+    /// The tensor that the options name.
+    pub fn take(
+        &mut self,
+        context: &Context,
+        options: &Options,
+        name: &str,
+        kind: DType,
+    ) -> Result<Buffer, JsValue> {
+        let value = options.get(name).unwrap_or_default();
+        let (buffer, existing) = Buffer::take(context, &value, kind, name)?;
+        self.on_device |= existing;
+        if !existing {
+            self.made.push(buffer.clone());
+        }
+        Ok(buffer)
+    }
+
+    /// Frees what was made for the call.
+    pub fn release(&self) {
+        self.made.iter().for_each(Buffer::destroy);
+    }
 }
 
 #[wasm_bindgen]

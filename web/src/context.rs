@@ -121,8 +121,10 @@ impl Context {
     #[wasm_bindgen(getter)]
     pub fn features(&self) -> Vec<String> {
         let caps = self.library.caps();
-        let subgroups =
-            caps.subgroup.map(|(least, most)| format!("subgroups of {least} to {most}"));
+        let subgroups = caps.subgroup.map(|(least, most)| match least == most {
+            true => format!("subgroups of {least}"),
+            false => format!("subgroups of {least} to {most}"),
+        });
         let f16 = caps.shader_f16.then(|| "shader-f16".to_owned());
         subgroups.into_iter().chain(f16).collect()
     }

@@ -11,7 +11,7 @@ use wgpu_attention::{
 };
 
 use crate::attention::natural;
-use crate::buffer::{Buffer, host, size_of};
+use crate::buffer::{Buffer, Taken, host, size_of};
 use crate::config::{self, COMMON};
 use crate::context::Context;
 use crate::error::{refuse, thrown};
@@ -97,17 +97,8 @@ impl Planned {
     fn bind(&self, options: &Options) -> Result<Called, JsValue> {
         let (problem, linear) = (&self.problem, &self.problem.linear);
         let (shape, context) = (&linear.shape, &self.context);
-        let mut made = Vec::new();
-        let mut on_device = false;
-        let mut take = |name: &str, kind: DType| -> Result<Buffer, JsValue> {
-            let value = options.get(name).unwrap_or_default();
-            let (buffer, existing) = Buffer::take(context, &value, kind, name)?;
-            on_device |= existing;
-            if !existing {
-                made.push(buffer.clone());
-            }
-            Ok(buffer)
-        };
+        let mut taken = Taken::default();
+        let mut take = |name: &str, kind: DType| taken.take(context, options, name, kind);
         let side = |name: &str| {
             let value = options.get(name).unwrap_or_default();
             size_of(&value).map_or(DType::F32, |(kind, _)| kind)
@@ -158,7 +149,7 @@ impl Planned {
             outputs.normalizer = results.view("normalizer", false).ok();
             self.plan.bind(&inputs, &outputs)
         })();
-        Ok(Called { bound: bound.map_err(thrown)?, results, on_device, made })
+        Ok(Called { bound: bound.map_err(thrown)?, results, taken })
     }
 
     async fn run(&self, options: &Options) -> Result<JsValue, JsValue> {
@@ -166,8 +157,8 @@ impl Planned {
         let called = self.bind(options)?;
         self.context.library().run(&called.bound).await.map_err(thrown)?;
         self.context.alive()?;
-        let result = called.results.hand_out(&self.context, called.on_device).await;
-        called.made.iter().for_each(Buffer::destroy);
+        let result = called.results.hand_out(&self.context, called.taken.on_device).await;
+        called.taken.release();
         result
     }
 }
@@ -176,8 +167,7 @@ impl Planned {
 struct Called {
     bound: wgpu_attention::Bound,
     results: Results,
-    on_device: bool,
-    made: Vec<Buffer>,
+    taken: Taken,
 }
 
 #[wasm_bindgen]
