@@ -158,12 +158,17 @@ impl Tiles {
     pub(super) fn fitted_coop(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
         self.head_vecs = shape.head_dim.next_multiple_of(16) / 4;
         self.value_vecs = shape.value_dim.next_multiple_of(16) / 4;
+        self.whole(Variant::Coop, caps)
+    }
+
+    /// The dims that are compiled, in one piece, where the device has room for that.
+    fn whole(mut self, variant: Variant, caps: &Caps) -> Option<Self> {
         self.chunk_vecs = self.head_vecs;
         self.value_keys = self.block_k;
         let sizes = [self.block_q, self.block_k, self.step_k, self.threads_x, self.threads_y];
         let fits = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size))
             && self.threads() <= caps.workgroup_invocations
-            && self.workgroup_bytes(Variant::Coop) <= caps.workgroup_memory;
+            && self.workgroup_bytes(variant) <= caps.workgroup_memory;
         fits.then_some(self)
     }
 
@@ -171,13 +176,7 @@ impl Tiles {
     pub(super) fn fitted_rows(mut self, caps: &Caps, shape: &Shape) -> Option<Self> {
         self.head_vecs = caps.compiled_dim(shape.head_dim) / 4;
         self.value_vecs = caps.compiled_dim(shape.value_dim) / 4;
-        self.chunk_vecs = self.head_vecs;
-        self.value_keys = self.block_k;
-        let sizes = [self.block_q, self.block_k, self.threads_x, self.threads_y];
-        let fits = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size))
-            && self.threads() <= caps.workgroup_invocations
-            && self.workgroup_bytes(Variant::Rows) <= caps.workgroup_memory;
-        fits.then_some(self)
+        self.whole(Variant::Rows, caps)
     }
 
     /// Compiles for the shape's dims and takes as much of the head dimension, then as many values,
