@@ -101,6 +101,9 @@ fn walk(thread: u32, here: Place) {
             }
         }
     }
+    if (!is_continued()) {
+        return;
+    }
     workgroupBarrier();
     for (var i = thread; i < 4u * FEATURE_VECS * SLICE_VECS; i += THREADS) {
         let at = row_and_column(here, i);

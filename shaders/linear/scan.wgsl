@@ -1,8 +1,9 @@
 // What the scans over chunks share: the chunks' entries, the caller's state, decays of whole chunks.
-// Expects: sequences.wgsl, const SPAN, the tokens whose gates are summed together.
+// Expects: sequences.wgsl, state_vec4.wgsl or state_any.wgsl, const SPAN, the tokens whose gates are
+// summed together.
 
 @group(0) @binding(1) var<storage, read_write> chunks: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> state: array<f32>;
+@group(0) @binding(2) var<storage, read_write> state: array<StateWord>;
 @group(0) @binding(3) var<storage, read> sums: array<vec2<f32>>;
 @group(0) @binding(4) var<storage, read> metadata: array<u32>;
 
@@ -29,19 +30,19 @@ fn state_place(batch: u32, head: u32, document: u32, row: u32, column: u32) -> v
 
 // The state that a document begins with.
 fn initial_state(at: vec2<u32>) -> vec4<f32> {
-    var x = vec4(0.0);
-    if (params.carries_in != 0u) {
-        for (var i = 0u; i < at.y; i++) {
-            x[i] = state[at.x + i];
-        }
+    if (params.carries_in == 0u) {
+        return vec4(0.0);
     }
-    return x;
+    return load_state(at.x, at.y);
 }
 
 fn final_state(at: vec2<u32>, x: vec4<f32>) {
     if (params.carries_out != 0u) {
-        for (var i = 0u; i < at.y; i++) {
-            state[at.x + i] = x[i];
-        }
+        store_state(at.x, at.y, x);
     }
+}
+
+// Whether another segment takes up the state where this one leaves it.
+fn is_continued() -> bool {
+    return params.first_slot + params.segment_slots < params.slots;
 }

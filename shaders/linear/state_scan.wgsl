@@ -1,10 +1,33 @@
 // linear.state_scan: from what each chunk adds to the state before each chunk, in place. An
 // invocation owns one vector of one key head's state and walks the chunks of the segment; AHEAD of
-// them are loaded at a time, since each step waits for the one before it and memory need not.
-// Behind the segment's last entry lies the state that the next segment begins with.
+// them are loaded at a time while there are as many, since each step waits for the one before it and
+// memory need not. Behind the segment's last entry lies the state that the next segment begins with.
 // Expects: scan.wgsl.
 
 const AHEAD: u32 = 8u;
+
+struct Owned {
+    batch: u32,
+    head: u32,
+    row: u32,
+    column: u32,
+    vector: u32, // row and column in an entry
+}
+
+// Leaves the state before a chunk in its entry, and goes on to the state after it.
+fn pass_chunk(current: ptr<function, vec4<f32>>, added: vec4<f32>, slot: u32, entry: u32, here: Owned) {
+    let chunk = find_chunk(params.first_slot + slot);
+    if (chunk.is_first) {
+        *current = initial_state(state_place(here.batch, here.head, chunk.document, here.row, here.column));
+    }
+    chunks[entry * ENTRY_VECS + here.vector] = *current;
+    if (chunk.count > 0u) {
+        *current = chunk_decay(here.head, entry, chunk, here.row) * *current + added;
+    }
+    if (chunk.is_last) {
+        final_state(state_place(here.batch, here.head, chunk.document, here.row, here.column), *current);
+    }
+}
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -18,10 +41,13 @@ fn main(
     if (head_and_batch >= params.heads * params.batch) {
         return;
     }
-    let batch = head_and_batch / params.heads;
-    let head = head_and_batch % params.heads;
-    let row = vector / VALUE_VECS;
-    let column = vector % VALUE_VECS;
+    let here = Owned(
+        head_and_batch / params.heads,
+        head_and_batch % params.heads,
+        vector / VALUE_VECS,
+        vector % VALUE_VECS,
+        vector,
+    );
     let first_entry = head_and_batch * params.slot_capacity;
     let carry = (first_entry + params.slot_capacity - 1u) * ENTRY_VECS + vector;
 
@@ -29,29 +55,21 @@ fn main(
     if (params.first_slot > 0u) {
         current = chunks[carry];
     }
-    for (var base = 0u; base < params.segment_slots; base += AHEAD) {
+    var slot = 0u;
+    for (; slot + AHEAD <= params.segment_slots; slot += AHEAD) {
         var added: array<vec4<f32>, AHEAD>;
         for (var i = 0u; i < AHEAD; i++) {
-            let slot = min(base + i, params.segment_slots - 1u);
-            added[i] = chunks[(first_entry + slot) * ENTRY_VECS + vector];
+            added[i] = chunks[(first_entry + slot + i) * ENTRY_VECS + vector];
         }
         for (var i = 0u; i < AHEAD; i++) {
-            let slot = base + i;
-            if (slot < params.segment_slots) {
-                let chunk = find_chunk(params.first_slot + slot);
-                let entry = first_entry + slot;
-                if (chunk.is_first) {
-                    current = initial_state(state_place(batch, head, chunk.document, row, column));
-                }
-                chunks[entry * ENTRY_VECS + vector] = current;
-                if (chunk.count > 0u) {
-                    current = chunk_decay(head, entry, chunk, row) * current + added[i];
-                }
-                if (chunk.is_last) {
-                    final_state(state_place(batch, head, chunk.document, row, column), current);
-                }
-            }
+            pass_chunk(&current, added[i], slot + i, first_entry + slot + i, here);
         }
     }
-    chunks[carry] = current;
+    for (; slot < params.segment_slots; slot++) {
+        let entry = first_entry + slot;
+        pass_chunk(&current, chunks[entry * ENTRY_VECS + vector], slot, entry, here);
+    }
+    if (is_continued()) {
+        chunks[carry] = current;
+    }
 }

@@ -307,7 +307,8 @@ impl Kernel {
         }
         match self {
             Self::StateScan | Self::DeltaScan => {
-                fragments.push(fragment!(super "linear/scan.wgsl"))
+                fragments.push(state_fragment(linear, half));
+                fragments.push(fragment!(super "linear/scan.wgsl"));
             }
             Self::Recurrent | Self::ChunkSums => {}
             _ => fragments.push(fragment!(super "linear/chunks.wgsl")),
@@ -331,14 +332,19 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
         },
     ];
     if kernel == Kernel::Recurrent {
-        fragments.push(match alignment {
-            Alignment::Vec8 | Alignment::Vec4 => fragment!(super "linear/state_vec4.wgsl"),
-            Alignment::Any => fragment!(super "linear/state_any.wgsl"),
-        });
+        fragments.push(state_fragment(linear, half));
     }
     fragments.push(fragment!(super "linear/tensors.wgsl"));
     fragments.push(fragment!(super "linear/features.wgsl"));
     fragments
+}
+
+/// The fragment through which a kernel sees the caller's state.
+fn state_fragment(linear: &LinearAttention, half: Half) -> Fragment {
+    match alignment(linear, half) {
+        Alignment::Vec8 | Alignment::Vec4 => fragment!(super "linear/state_vec4.wgsl"),
+        Alignment::Any => fragment!(super "linear/state_any.wgsl"),
+    }
 }
 
 /// What the kernels on matrix units miss on a device or in a configuration, if anything.
