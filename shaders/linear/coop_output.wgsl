@@ -2,27 +2,28 @@
 // walks the chunk with the state in its matrices: a block's queries meet the state before it, then
 // the block's own keys, and then the state takes the block in.
 //  1. Scores are shared out over the subgroups as whole matrices, only those on and below the
-//     diagonal, and come back in f16 in the queries' place, once nobody needs those.
+//     diagonal, and come back in f16, each matrix with a power of two of its own.
 //  2. What the state answers decays by the row, which no matrix can: it is summed in a matrix of its
 //     own and joined with the rest on the way out.
 //  3. A weight of 0 meets every value of its block, so values that are no finite number are staged
 //     as 0, and from their token on their columns are spoilt.
-// Barriers: four of the workgroup for each block of BLOCK tokens.
+// Barriers: three of the workgroup for each block of BLOCK tokens.
 
 const WIDE_ROOMS: u32 = STRIPS;
-const QUERY_STRIDE: u32 = max(FEATURE_VECS, BLOCK / 4u) + 2u;
-const QUERY_VECS: u32 = BLOCK * QUERY_STRIDE;
+const QUERY_STRIDE: u32 = FEATURE_VECS + 2u;
+// Behind the queries lie the scores [BLOCK, BLOCK].
+const SCORES_AT: u32 = BLOCK * QUERY_STRIDE;
+const SCORE_STRIDE: u32 = BLOCK / 4u + 2u;
+const QUERY_VECS: u32 = SCORES_AT + BLOCK * SCORE_STRIDE;
 const EXACT: bool = false;
 const SCORE_TILES: u32 = TOKEN_TILES * (TOKEN_TILES + 1u) / 2u;
 const SCORE_SHARE: u32 = (SCORE_TILES + STRIPS - 1u) / STRIPS;
 const NEVER: u32 = 0xffffffffu;
 
 alias Answers = array<coop_mat16x16<f32, C>, TOKEN_TILES>;
-// A lane's part of its subgroup's scores.
-alias Scores = array<vec4<f32>, 2u * SCORE_SHARE>;
 
-// The bits of the largest score of the block.
-var<workgroup> largest_score: atomic<u32>;
+// What each matrix of scores is to be multiplied by; the columns of a row are neighbours.
+var<workgroup> score_units: array<f32, SCORE_SHARE * STRIPS>;
 // The token of the chunk from which on a column is no finite number; whether there is any.
 var<workgroup> spoilt_since: array<atomic<u32>, 16u * STRIPS>;
 var<workgroup> any_spoilt: atomic<u32>;
@@ -89,9 +90,8 @@ fn score_tile(lane: Lane, share: u32) -> vec2<u32> {
     return vec2(row, min(column, TOKEN_TILES - 1u));
 }
 
-// The subgroup's decayed scores of the block, 0 above the diagonal.
-fn score(scores: ptr<function, Scores>, zero: coop_mat16x16<f32, C>, lane: Lane) -> u32 {
-    var largest = 0u;
+// Leaves the subgroup's decayed scores of the block behind the queries, 0 above the diagonal.
+fn score(zero: coop_mat16x16<f32, C>, lane: Lane) {
     // unroll
     for (var share = 0u; share < SCORE_SHARE; share++) {
         let tile = score_tile(lane, share);
@@ -107,6 +107,7 @@ fn score(scores: ptr<function, Scores>, zero: coop_mat16x16<f32, C>, lane: Lane)
         coopStoreT(products, &tiles.wide[16u * lane.strip * ROOM_STRIDE], ROOM_STRIDE);
         subgroupBarrier();
         let now = min(16u * tile.x + lane.row, BLOCK - 1u);
+        var weights: array<vec4<f32>, 2>;
         // unroll
         for (var n = 0u; n < 2u; n++) {
             let origin = 16u * tile.y + 4u * (2u * n + lane.half);
@@ -114,25 +115,18 @@ fn score(scores: ptr<function, Scores>, zero: coop_mat16x16<f32, C>, lane: Lane)
                 left_between(now, origin), left_between(now, origin + 1u),
                 left_between(now, origin + 2u), left_between(now, origin + 3u));
             let product = tiles.wide[lane.room + 2u * n + lane.half];
-            let weights = select(vec4(0.0), left * product, origin + vec4(0u, 1u, 2u, 3u) <= vec4(now));
-            (*scores)[2u * share + n] = weights;
-            largest = max(largest, largest_bits(weights));
+            weights[n] = select(vec4(0.0), left * product, origin + vec4(0u, 1u, 2u, 3u) <= vec4(now));
+        }
+        let scale = f16_scale(subgroupMax(max(largest_bits(weights[0]), largest_bits(weights[1]))));
+        if (tile.x < TOKEN_TILES) {
+            let at = SCORES_AT + (16u * tile.x + lane.row) * SCORE_STRIDE + 4u * tile.y + lane.half;
+            tiles.queries[at] = vec4<f16>(scale.x * weights[0]);
+            tiles.queries[at + 2u] = vec4<f16>(scale.x * weights[1]);
+        }
+        if (lane.row == 0u && lane.half == 0u) {
+            score_units[share * STRIPS + lane.strip] = scale.y;
         }
         subgroupBarrier();
-    }
-    return largest;
-}
-
-// Leaves a subgroup's scores in the queries' place.
-fn put_scores(scores: ptr<function, Scores>, scale: f32, lane: Lane) {
-    // unroll
-    for (var share = 0u; share < SCORE_SHARE; share++) {
-        let tile = score_tile(lane, share);
-        if (tile.x < TOKEN_TILES) {
-            let at = (16u * tile.x + lane.row) * QUERY_STRIDE + 4u * tile.y + lane.half;
-            tiles.queries[at] = vec4<f16>(scale * (*scores)[2u * share]);
-            tiles.queries[at + 2u] = vec4<f16>(scale * (*scores)[2u * share + 1u]);
-        }
     }
 }
 
@@ -180,7 +174,6 @@ fn main(
     }
     if (thread == 0u) {
         atomicStore(&any_spoilt, 0u);
-        atomicStore(&largest_score, 0u);
     }
     let zero = zero_matrix(lane);
 
@@ -206,20 +199,10 @@ fn main(
         fetch(&next, thread, lane, here, first + BLOCK);
         fetch_queries(&next_queries, thread, here, head, first + BLOCK);
 
+        score(zero, lane);
         var answers: Answers;
         let state_scale = ask_state(&answers, &state_strip, zero, lane);
-        var scores: Scores;
-        let largest = subgroupMax(score(&scores, zero, lane));
-        if (subgroup_lane == 0u) {
-            atomicMax(&largest_score, largest);
-        }
         workgroupBarrier();
-        let score_scale = f16_scale(atomicLoad(&largest_score));
-        put_scores(&scores, score_scale.x, lane);
-        workgroupBarrier();
-        if (thread == 0u) {
-            atomicStore(&largest_score, 0u);
-        }
 
         var sound: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
         // unroll
@@ -234,8 +217,8 @@ fn main(
             var sums = zero;
             // unroll
             for (var k = 0u; k < t + 1u; k++) {
-                let weights = coopLoadT<coop_mat16x16<f16, A>>(&tiles.queries[16u * t * QUERY_STRIDE + 4u * k], QUERY_STRIDE);
-                sums = coopMultiplyAdd(weights, sound[k], sums);
+                let weights = coopLoadT<coop_mat16x16<f16, A>>(&tiles.queries[SCORES_AT + 16u * t * SCORE_STRIDE + 4u * k], SCORE_STRIDE);
+                sums = sums + coopMultiplyAdd(weights, sound[k], zero) * score_units[t * (t + 1u) / 2u + k];
             }
             let local = 16u * t + lane.row;
             let row = here.chunk.begin + first + min(local, block.count - 1u);
@@ -255,7 +238,7 @@ fn main(
             // unroll
             for (var n = 0u; n < 2u; n++) {
                 let dim = 4u * (4u * lane.strip + 2u * n + lane.half);
-                var numbers = from_state[n] + factor * score_scale.y * tiles.wide[lane.room + 2u * n + lane.half];
+                var numbers = from_state[n] + factor * tiles.wide[lane.room + 2u * n + lane.half];
                 if (spoilt) {
                     // unroll
                     for (var e = 0u; e < 4u; e++) {

@@ -14,7 +14,8 @@ fn chunk_decay(head: u32, entry: u32, chunk: Chunk, row: u32) -> f32 {
     }
     let column = select(0u, row, PER_KEY_DIM);
     var sum = vec2(0.0);
-    for (var end = SPAN; end <= CHUNK; end += SPAN) {
+    // unroll
+    for (var end = SPAN; end < CHUNK + 1u; end += SPAN) {
         sum += sums[(entry * CHUNK + end - 1u) * GATES + column];
     }
     return exp(-sum.x - sum.y);

@@ -85,8 +85,9 @@ impl Tiles {
         let strips = self.value_vecs / 4;
         let rooms = (16 + 8) * 16 * 6 * strips;
         let keys = 8 * self.block * (self.feature_vecs + 2);
-        let queries = 8 * self.block * (self.feature_vecs.max(self.block / 4) + 2);
-        rooms + keys + queries + 8 * self.block + 64 * strips + 32
+        // The queries are as many as the keys, and the scores lie behind them.
+        let scores = 8 * self.block * (self.block / 4 + 2);
+        rooms + 2 * keys + scores + 8 * self.block + 68 * strips + 64
     }
 
     /// Sizes of the kernels that need no matrix units.
