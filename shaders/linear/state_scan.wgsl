@@ -6,26 +6,33 @@
 
 const AHEAD: u32 = 8u;
 
+// What an invocation owns.
 struct Owned {
     batch: u32,
     head: u32,
     row: u32,
     column: u32,
-    vector: u32, // row and column in an entry
+    first_entry: u32, // of its key head in the segment
+}
+
+// Where the vector lies in the entry of a slot.
+fn vector_at(here: Owned, slot: u32) -> u32 {
+    return (here.first_entry + slot) * ENTRY_VECS + here.row * VALUE_VECS + here.column;
 }
 
 // Leaves the state before a chunk in its entry, and goes on to the state after it.
-fn pass_chunk(current: ptr<function, vec4<f32>>, added: vec4<f32>, slot: u32, entry: u32, here: Owned) {
+fn pass_chunk(current: ptr<function, vec4<f32>>, added: vec4<f32>, slot: u32, here: Owned) {
     let chunk = find_chunk(params.first_slot + slot);
+    let callers = state_place(here.batch, here.head, chunk.document, here.row, here.column);
     if (chunk.is_first) {
-        *current = initial_state(state_place(here.batch, here.head, chunk.document, here.row, here.column));
+        *current = initial_state(callers);
     }
-    chunks[entry * ENTRY_VECS + here.vector] = *current;
+    chunks[vector_at(here, slot)] = *current;
     if (chunk.count > 0u) {
-        *current = chunk_decay(here.head, entry, chunk, here.row) * *current + added;
+        *current = chunk_decay(here.head, here.first_entry + slot, chunk, here.row) * *current + added;
     }
     if (chunk.is_last) {
-        final_state(state_place(here.batch, here.head, chunk.document, here.row, here.column), *current);
+        final_state(callers, *current);
     }
 }
 
@@ -46,10 +53,9 @@ fn main(
         head_and_batch % params.heads,
         vector / VALUE_VECS,
         vector % VALUE_VECS,
-        vector,
+        head_and_batch * params.slot_capacity,
     );
-    let first_entry = head_and_batch * params.slot_capacity;
-    let carry = (first_entry + params.slot_capacity - 1u) * ENTRY_VECS + vector;
+    let carry = vector_at(here, params.slot_capacity - 1u);
 
     var current = vec4(0.0);
     if (params.first_slot > 0u) {
@@ -59,15 +65,14 @@ fn main(
     for (; slot + AHEAD <= params.segment_slots; slot += AHEAD) {
         var added: array<vec4<f32>, AHEAD>;
         for (var i = 0u; i < AHEAD; i++) {
-            added[i] = chunks[(first_entry + slot + i) * ENTRY_VECS + vector];
+            added[i] = chunks[vector_at(here, slot + i)];
         }
         for (var i = 0u; i < AHEAD; i++) {
-            pass_chunk(&current, added[i], slot + i, first_entry + slot + i, here);
+            pass_chunk(&current, added[i], slot + i, here);
         }
     }
     for (; slot < params.segment_slots; slot++) {
-        let entry = first_entry + slot;
-        pass_chunk(&current, chunks[entry * ENTRY_VECS + vector], slot, entry, here);
+        pass_chunk(&current, chunks[vector_at(here, slot)], slot, here);
     }
     if (is_continued()) {
         chunks[carry] = current;

@@ -87,7 +87,9 @@ impl Tiles {
         let keys = 8 * self.block * (self.feature_vecs + 2);
         // The queries are as many as the keys, and the scores lie behind them.
         let scores = 8 * self.block * (self.block / 4 + 2);
-        rooms + 2 * keys + scores + 8 * self.block + 68 * strips + 64
+        let matrices = self.block / 16 * (self.block / 16 + 1) / 2;
+        let units = 4 * matrices.next_multiple_of(strips);
+        rooms + 2 * keys + scores + units + 8 * self.block + 64 * strips + 32
     }
 
     /// Sizes of the kernels that need no matrix units.
