@@ -148,6 +148,7 @@ impl Source {
         if header.matrices == Some(Matrices::Native) {
             head.push_str("enable wgpu_cooperative_matrix;\n");
         }
+        let _ = writeln!(head, "const MATRICES: bool = {};", header.matrices.is_some());
         head.push_str(&header.constants);
         let fragments: Vec<Fragment> =
             std::iter::once(WORKGROUP).chain(fragments.iter().copied()).collect();

@@ -23,6 +23,22 @@ pub(crate) const fn dtype_fragment(dtype: DType) -> Fragment {
     }
 }
 
+/// The fragment that stores outputs.
+pub(crate) const fn store_fragment(alignment: Alignment) -> Fragment {
+    match alignment {
+        Alignment::Vec8 | Alignment::Vec4 => fragment!("common/store_vec4.wgsl"),
+        Alignment::Any => fragment!("common/store_any.wgsl"),
+    }
+}
+
+/// The same of the kernels on matrix units, which have no form for [`Alignment::Any`].
+pub(crate) const fn matrix_store_fragment(alignment: Alignment, dtype: DType) -> Fragment {
+    match (alignment, dtype) {
+        (Alignment::Vec8, DType::F16 | DType::BF16) => fragment!("common/store_vec8.wgsl"),
+        _ => fragment!("common/store_vec4.wgsl"),
+    }
+}
+
 /// Whether an output that is reached so goes through f32 in a workspace and `common.narrow`.
 pub(crate) fn narrows(alignment: Alignment, dtype: DType) -> bool {
     alignment == Alignment::Any && dtype != DType::F32

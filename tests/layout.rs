@@ -193,6 +193,7 @@ fn parameters_are_where_the_shaders_look() {
 fn widening_is_told_where_the_shader_looks() {
     let text = concat!(
         "const THREADS: u32 = 64u;\n",
+        "const MATRICES: bool = false;\n",
         include_str!("../shaders/common/workgroup.wgsl"),
         include_str!("../shaders/common/f16.wgsl"),
         include_str!("../shaders/common/widen.wgsl")

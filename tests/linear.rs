@@ -6,7 +6,7 @@ use common::linear::Case;
 use common::{Layout, context, emulating};
 use wgpu_attention::linear::reference::Reference;
 use wgpu_attention::{
-    Carry, Context, DType, FeatureMap, LinearAttention, LinearVariant, Rule, Shape,
+    Alignment, Carry, Context, DType, FeatureMap, LinearAttention, LinearVariant, Rule, Shape,
 };
 
 const RULES: [Rule; 6] = [
@@ -75,9 +75,18 @@ fn lengths() {
 fn every_dtype_and_layout() {
     let Some(context) = context() else { return };
     for dtype in DType::ALL {
-        for (dim, apart) in [(16, 4), (7, 3)] {
+        let vectors = if dtype == DType::F32 { 4 } else { 8 };
+        for (dim, apart, access) in [
+            (16, vectors, None),
+            (16, 4, Some(Alignment::Vec4)),
+            (16, 3, Some(Alignment::Any)),
+            (7, 3, None),
+        ] {
             let shape = Shape::new(2, 2, 70, dim);
-            let linear = LinearAttention::new(shape, dtype).with_carry(Carry::InOut);
+            let mut linear = LinearAttention::new(shape, dtype).with_carry(Carry::InOut);
+            if let Some(access) = access {
+                linear = linear.with_alignment(access);
+            }
             let layouts = [Layout::Dense, Layout::Packed, Layout::Apart(apart), Layout::Shared];
             for (seed, layout) in layouts.into_iter().enumerate() {
                 Case::new(linear, seed as u64).with_layout(layout).check(context);

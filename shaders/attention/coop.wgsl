@@ -38,8 +38,11 @@ const KEY_WORDS: u32 = HEAD_VECS / KEY_WORD_VECS;
 const VALUE_WORDS: u32 = VALUE_VECS / KEY_WORD_VECS;
 const KEY_LOADS: u32 = (BLOCK_K * KEY_WORDS + THREADS - 1u) / THREADS;
 const VALUE_LOADS: u32 = (BLOCK_K * VALUE_WORDS + THREADS - 1u) / THREADS;
-const QUERY_PIECES: u32 = (BLOCK_Q + BLOCK_K - 1u) / BLOCK_K;
-const PIECE_LOADS: u32 = (BLOCK_K * HEAD_VECS + THREADS - 1u) / THREADS;
+const VALUES_AT: u32 = BLOCK_K * KEY_STRIDE;
+// Queries come in through the room for keys and values, as many whole matrices at a time as it holds.
+const PIECE_ROWS: u32 = BLOCK_K * (KEY_STRIDE + VALUE_STRIDE) / KEY_STRIDE / 16u * 16u;
+const QUERY_PIECES: u32 = (BLOCK_Q + PIECE_ROWS - 1u) / PIECE_ROWS;
+const PIECE_LOADS: u32 = (PIECE_ROWS * HEAD_VECS + THREADS - 1u) / THREADS;
 const QUERY_LOADS: u32 = QUERY_PIECES * PIECE_LOADS;
 const LAZY: f32 = 8.0;
 
@@ -97,7 +100,7 @@ fn visit(
             }
             // unroll
             for (var h = 0u; h < HEAD_TILES; h++) {
-                let keys = coopLoad<coop_mat16x16<f16, B>>(&tiles.keys[(first_key + 16u * k) * KEY_STRIDE + 4u * h], KEY_STRIDE);
+                let keys = coopLoad<coop_mat16x16<f16, B>>(&tiles.staged[(first_key + 16u * k) * KEY_STRIDE + 4u * h], KEY_STRIDE);
                 // unroll
                 for (var r = 0u; r < ROW_TILES; r++) {
                     scores[r * KEY_TILES + k] = coopMultiplyAdd((*queries)[r * HEAD_TILES + h], keys, scores[r * KEY_TILES + k]);
@@ -151,7 +154,7 @@ fn visit(
             // unroll
             for (var v = 0u; v < VALUE_TILES; v++) {
                 let values = coopLoadT<coop_mat16x16<f16, B>>(
-                    &tiles.values[(first_key + 16u * k) * VALUE_STRIDE + 4u * v], VALUE_STRIDE);
+                    &tiles.staged[VALUES_AT + (first_key + 16u * k) * VALUE_STRIDE + 4u * v], VALUE_STRIDE);
                 // unroll
                 for (var r = 0u; r < ROW_TILES; r++) {
                     (*acc)[r * VALUE_TILES + v] = coopMultiplyAdd(weights[r * KEY_TILES + k], values, (*acc)[r * VALUE_TILES + v]);
@@ -197,8 +200,7 @@ fn main(
     var next: Next;
     fetch(&next, thread, here, u32(next_range(&walk, 0u).start));
 
-    // Queries come in through the key tile, BLOCK_K rows at a time, and take the scale's sign: its
-    // size is applied to the scores, in f32.
+    // Queries take the scale's sign: its size is applied to the scores, in f32.
     var queries: Queries;
     // unroll
     for (var piece = 0u; piece < QUERY_PIECES; piece++) {
@@ -207,11 +209,11 @@ fn main(
         workgroupBarrier();
         // unroll
         for (var r = 0u; r < ROW_TILES; r++) {
-            if ((first_row + 16u * r) / BLOCK_K == piece) {
+            if ((first_row + 16u * r) / PIECE_ROWS == piece) {
                 // unroll
                 for (var h = 0u; h < HEAD_TILES; h++) {
                     queries[r * HEAD_TILES + h] = coopLoadT<coop_mat16x16<f16, A>>(
-                        &tiles.keys[(first_row + 16u * r) % BLOCK_K * KEY_STRIDE + 4u * h], KEY_STRIDE);
+                        &tiles.staged[(first_row + 16u * r) % PIECE_ROWS * KEY_STRIDE + 4u * h], KEY_STRIDE);
                 }
             }
         }
@@ -272,27 +274,6 @@ fn main(
     let spoilt = atomicLoad(&found_non_finite_value) != 0u;
     // unroll
     for (var band = 0u; band < BANDS; band++) {
-        var row = rows[band];
-        let factor = finish_part(&row, here, lane);
-        let out_start = params.out.w + here.batch * params.out.x + here.head * params.out.y + u32(row.query) * params.out.z;
-        // unroll
-        for (var v = 0u; v < VALUE_TILES; v++) {
-            // unroll
-            for (var t = 0u; t < BAND_TILES; t++) {
-                coopStoreT(acc[(band * BAND_TILES + t) * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
-            }
-            subgroupBarrier();
-            for (var vector = lane.part; vector < 4u; vector += LANES) {
-                let dim = 16u * v + 4u * vector;
-                if (row.exists && dim < params.value_dim) {
-                    var numbers = factor * tiles.scores[lane.start + vector];
-                    if (spoilt) {
-                        numbers = select(numbers, vec4(not_a_number()), keeps_non_finite(&row, here, &walk, dim));
-                    }
-                    out[(out_start + dim) >> 2u] = pack4(numbers);
-                }
-            }
-            subgroupBarrier();
-        }
+        store_band(&acc, rows[band], band, here, &walk, lane, first_query + first_row, spoilt);
     }
 }

@@ -3,6 +3,7 @@
 
 // Where a lane works in `scores` and `weights`.
 struct Lane {
+    index: u32, // in its subgroup
     first: u32, // row of its subgroup
     start: u32, // of its own row
     part: u32, // which of the LANES that own the row
@@ -15,7 +16,7 @@ fn lane_of(subgroup: u32, subgroup_lane: u32) -> Lane {
     let start = (16u * subgroup + row % 16u) * SCORE_STRIDE + row / 16u * SCORE_VECS;
     // Eight lanes that load side by side meet in no bank: two to a row do not, and of eight rows the
     // last four begin one vector later.
-    return Lane(16u * subgroup, start, part, select(part, subgroup_lane / 4u, LANES == 1u));
+    return Lane(subgroup_lane, 16u * subgroup, start, part, select(part, subgroup_lane / 4u, LANES == 1u));
 }
 
 // The vector of a row of scores that is the n-th of a lane.
@@ -146,4 +147,73 @@ fn finish_part(row: ptr<function, Row>, here: Place, lane: Lane) -> f32 {
         lse[at] = finish.lse;
     }
     return finish.factor * select(SIGMOID_UNIT, 1.0, SOFTMAX);
+}
+
+// Rows of a band that a lane stores a half of: two lanes store a row, whoever owns it, and so fill
+// whole sectors of memory.
+const OUT_SHARES: u32 = 2u / LANES;
+
+// Where a row of a band lies in its subgroup's room.
+fn room_of(row: u32) -> u32 {
+    return row % 16u * SCORE_STRIDE + row / 16u * SCORE_VECS;
+}
+
+// Divides the outputs of a band's rows by their totals and stores them; `first` is the subgroup's
+// first query.
+fn store_band(
+    acc: ptr<function, Outputs>,
+    of_row: Row,
+    band: u32,
+    here: Place,
+    walk: ptr<function, Walk>,
+    lane: Lane,
+    first: u32,
+    spoilt: bool,
+) {
+    var row = of_row;
+    let factor = finish_part(&row, here, lane);
+    if (lane.part == 0u) {
+        tiles.scores[lane.start].x = factor;
+    }
+    subgroupBarrier();
+    let out_start = params.out.w + here.batch * params.out.x + here.head * params.out.y;
+    var factors: array<f32, OUT_SHARES>;
+    var starts: array<u32, OUT_SHARES>;
+    // unroll
+    for (var n = 0u; n < OUT_SHARES; n++) {
+        let local = 16u * n + lane.index / 2u;
+        let query = first + band * 32u / LANES + local;
+        factors[n] = tiles.scores[lane.first * SCORE_STRIDE + room_of(local)].x;
+        starts[n] = select(ABSENT, out_start + query * params.out.z, query < params.query_len);
+    }
+    subgroupBarrier();
+    // unroll
+    for (var v = 0u; v < VALUE_TILES; v++) {
+        // unroll
+        for (var t = 0u; t < BAND_TILES; t++) {
+            coopStoreT((*acc)[(band * BAND_TILES + t) * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
+        }
+        subgroupBarrier();
+        if (spoilt) {
+            for (var vector = lane.part; vector < 4u; vector += LANES) {
+                let dim = 16u * v + 4u * vector;
+                if (row.exists && dim < params.value_dim) {
+                    let numbers = tiles.scores[lane.start + vector];
+                    tiles.scores[lane.start + vector] = select(
+                        numbers, vec4(not_a_number()), keeps_non_finite(&row, here, walk, dim));
+                }
+            }
+            subgroupBarrier();
+        }
+        // unroll
+        for (var n = 0u; n < OUT_SHARES; n++) {
+            let at = lane.first * SCORE_STRIDE + room_of(16u * n + lane.index / 2u) + 2u * (lane.index % 2u);
+            let dim = 16u * v + 8u * (lane.index % 2u);
+            if (starts[n] != ABSENT) {
+                store_eight(starts[n] + dim, params.value_dim - min(dim, params.value_dim),
+                    factors[n] * tiles.scores[at], factors[n] * tiles.scores[at + 1u]);
+            }
+        }
+        subgroupBarrier();
+    }
 }

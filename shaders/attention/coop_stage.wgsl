@@ -8,8 +8,8 @@ struct Tiles {
     // [16, BAND_TILES * STEP_K] of each subgroup; nothing is behind the last row, here and below
     scores: array<vec4<f32>, THREADS_Y * 16u * SCORE_STRIDE - 2u>,
     weights: array<vec4<f16>, THREADS_Y * 16u * SCORE_STRIDE - 2u>,
-    keys: array<vec4<f16>, BLOCK_K * KEY_STRIDE - 2u>,
-    values: array<vec4<f16>, BLOCK_K * VALUE_STRIDE - 2u>,
+    // keys [BLOCK_K, HEAD_VECS], from VALUES_AT on values [BLOCK_K, VALUE_VECS]
+    staged: array<vec4<f16>, BLOCK_K * (KEY_STRIDE + VALUE_STRIDE) - 2u>,
 }
 
 var<workgroup> tiles: Tiles;
@@ -56,24 +56,24 @@ fn fetch_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32,
     // unroll
     for (var n = 0u; n < QUERY_LOADS; n++) {
         let i = n % PIECE_LOADS * THREADS + thread;
-        let row = min(first + n / PIECE_LOADS * BLOCK_K + i / HEAD_VECS, params.query_len - 1u);
+        let row = min(first + n / PIECE_LOADS * PIECE_ROWS + i / HEAD_VECS, params.query_len - 1u);
         let dim = min(4u * (i % HEAD_VECS), params.head_dim - 4u);
         (*ahead)[n] = query[(start + row * params.query.z + dim) >> 2u];
     }
 }
 
-// Puts BLOCK_K queries into the key tile, with the scale's sign; 0 beyond the last row and dim.
+// Puts PIECE_ROWS queries down, with the scale's sign; 0 beyond the last row and dim.
 fn put_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32, first: u32, piece: u32) {
     // unroll
     for (var n = 0u; n < PIECE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let exists = first + piece * BLOCK_K + i / HEAD_VECS < params.query_len && 4u * (i % HEAD_VECS) < params.head_dim;
+        let exists = first + piece * PIECE_ROWS + i / HEAD_VECS < params.query_len && 4u * (i % HEAD_VECS) < params.head_dim;
         let numbers = select(vec4(0.0), unpack4((*ahead)[piece * PIECE_LOADS + n]), exists);
         if (any(beyond_f16(numbers))) {
             atomicStore(&found_non_finite, 1u);
         }
-        if (i < BLOCK_K * HEAD_VECS) {
-            tiles.keys[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] =
+        if (i < PIECE_ROWS * HEAD_VECS) {
+            tiles.staged[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] =
                 vec4<f16>(select(numbers, -numbers, params.query_scale < 0.0));
         }
     }
@@ -98,7 +98,7 @@ fn put(next: ptr<function, Next>, thread: u32, full: bool) {
         if (BLOCK_K * KEY_WORDS % THREADS == 0u || i < BLOCK_K * KEY_WORDS) {
             // unroll
             for (var w = 0u; w < KEY_WORD_VECS; w++) {
-                tiles.keys[at + w] = vec4<f16>(unpack4(vector_of_word((*next).key[n], w)));
+                tiles.staged[at + w] = vec4<f16>(unpack4(vector_of_word((*next).key[n], w)));
             }
         }
     }
@@ -117,7 +117,7 @@ fn put(next: ptr<function, Next>, thread: u32, full: bool) {
                 }
             }
             if (BLOCK_K * VALUE_WORDS % THREADS == 0u || i < BLOCK_K * VALUE_WORDS) {
-                tiles.values[at + w] = vec4<f16>(numbers);
+                tiles.staged[VALUES_AT + at + w] = vec4<f16>(numbers);
             }
         }
     }

@@ -1,9 +1,7 @@
-// Tensors of any dims, strides and offsets: loads by the element. The output is f32; 16-bit
-// tensors go through a workspace and common/narrow.wgsl, which owns whole words.
+// Tensors of any dims, strides and offsets: loads by the element.
 
 alias Word = u32;
 alias KeyWord = Word;
-alias OutWord = f32;
 
 // Four elements from `element` on, of which the first `count` exist; 0 for the others.
 fn load_query(element: u32, count: u32) -> vec4<f32> {
@@ -20,12 +18,6 @@ fn load_key(element: u32, count: u32) -> vec4<f32> {
         x[i] = unpack1(key[(element + i) / PER_WORD], element + i);
     }
     return x;
-}
-
-fn store_out(element: u32, count: u32, x: vec4<f32>) {
-    for (var i = 0u; i < min(count, 4u); i++) {
-        out[element + i] = x[i];
-    }
 }
 
 // The same without a condition, for what is loaded ahead of its use: see load_vec4.wgsl.

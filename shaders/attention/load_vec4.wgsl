@@ -2,7 +2,6 @@
 
 alias Word = Packed4;
 alias KeyWord = Word;
-alias OutWord = Packed4;
 
 // Four elements from `element` on, of which the first `count` exist (none or all four).
 fn load_query(element: u32, count: u32) -> vec4<f32> {
@@ -17,12 +16,6 @@ fn load_key(element: u32, count: u32) -> vec4<f32> {
         return vec4(0.0);
     }
     return unpack4(key[element >> 2u]);
-}
-
-fn store_out(element: u32, count: u32, x: vec4<f32>) {
-    if (count != 0u) {
-        out[element >> 2u] = pack4(x);
-    }
 }
 
 // The same without a condition, for what is loaded ahead of its use: a load under a condition would

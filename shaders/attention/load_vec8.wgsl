@@ -3,7 +3,6 @@
 
 alias Word = Packed4;
 alias KeyWord = vec4<u32>;
-alias OutWord = Packed4;
 
 const KEY_WORD_VECS: u32 = 2u;
 

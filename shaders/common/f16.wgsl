@@ -11,8 +11,13 @@ fn pack4(x: vec4<f32>) -> Packed4 {
     return vec2(pack2(x.xy), pack2(x.zw));
 }
 
-// WGSL leaves halves beyond the largest f16 undefined: they become infinities by their bits.
+// WGSL leaves halves beyond the largest f16 undefined: they become infinities by their bits. Devices
+// with matrix units convert infinities as such, so there it is enough that numbers from 65520 on,
+// the least that rounds to infinity, are infinities of f32 first; others gain nothing but zeros.
 fn pack2(x: vec2<f32>) -> u32 {
+    if (MATRICES) {
+        return pack2x16float(fma(x * 0x1.001002p+112f * 0x1p-100f, vec2(0x1p-100f), x));
+    }
     let largest = vec2(65504.0);
     let packed = pack2x16float(clamp(x, -largest, largest));
     let bits = bitcast<vec2<u32>>(x);

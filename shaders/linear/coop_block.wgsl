@@ -8,8 +8,10 @@
 //  3. A state that is kept must be exact to f32, where outputs are rounded to f16: with EXACT, what
 //     f16 leaves of a factor is a factor of its own.
 //  4. Keys and values are loaded a block ahead and without a condition, or the load would be waited
-//     for at once: tokens beyond the chunk are copies of its last, and their values count as 0.
-// Expects: chunks.wgsl, features.wgsl, load_vec4.wgsl, const BLOCK, WIDE_ROOMS, QUERY_VECS, EXACT.
+//     for at once: tokens beyond the chunk are copies of its last, of which nothing is left.
+//  5. Where decay is constant, what it leaves inside of a block is the same in every one, and stays in
+//     registers.
+// Expects: chunks.wgsl, tensors.wgsl, load_vec4.wgsl, const BLOCK, WHOLE, WIDE_ROOMS, QUERY_VECS, EXACT.
 
 const FEATURE_TILES: u32 = FEATURE_VECS / 4u;
 const TOKEN_TILES: u32 = BLOCK / 16u;
@@ -35,8 +37,8 @@ struct Tiles {
 }
 
 var<workgroup> tiles: Tiles;
-// −log of what is left of the state before the block after each of its tokens: a whole number and
-// a fraction.
+// With gates: −log of what is left of the state before the block after each of its tokens, a whole
+// number and a fraction.
 var<workgroup> lost: array<vec2<f32>, BLOCK>;
 
 alias State = array<coop_mat16x16<f32, C>, FEATURE_TILES>;
@@ -95,9 +97,10 @@ fn fetch(next: ptr<function, Next>, thread: u32, lane: Lane, here: Place, first:
     }
 }
 
-// Four elements; 0 beyond the last.
+// Four elements; 0 beyond the last, where dims are no WHOLE matrices.
 fn features_of(vector: Ahead, dim: u32) -> vec4<f32> {
-    return select(vec4(0.0), arrived(vector), dim < params.head_dim);
+    let features = arrived(vector);
+    return select(vec4(0.0), features, WHOLE || dim < params.head_dim);
 }
 
 // Numbers of 11 bits next to those given, by their bits: a conversion to f16 and back, some compilers
@@ -106,60 +109,112 @@ fn f16_part(x: vec4<f32>) -> vec4<f32> {
     return bitcast<vec4<f32>>((bitcast<vec4<u32>>(x) + vec4(0x1000u)) & vec4(0xffffe000u));
 }
 
-fn put(next: ptr<function, Next>, thread: u32, block: Block, slope: f32) {
+fn put(next: ptr<function, Next>, thread: u32) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
         let at = i / FEATURE_VECS * KEY_STRIDE + i % FEATURE_VECS;
-        if (i < BLOCK * FEATURE_VECS) {
+        if (BLOCK * FEATURE_VECS % THREADS == 0u || i < BLOCK * FEATURE_VECS) {
             tiles.keys[at] = vec4<f16>(features_of((*next).key[n], 4u * (i % FEATURE_VECS)));
         }
     }
-    // unroll
-    for (var n = 0u; n < LOST_LOADS; n++) {
-        let local = n * THREADS + thread;
-        if (local < BLOCK) {
-            // exp(-200) is nothing in f32.
-            let steady = min(slope, 200.0) * f32(min(local + 1u, block.count));
-            lost[local] = select(vec2(floor(steady), fract(steady)), (*next).lost[n], GATED);
+    if (GATED) {
+        // unroll
+        for (var n = 0u; n < LOST_LOADS; n++) {
+            let local = n * THREADS + thread;
+            if (local < BLOCK) {
+                lost[local] = (*next).lost[n];
+            }
         }
     }
 }
 
-// What is left of token `origin` when token `now` is answered (origin ≤ now).
-fn left_between(now: u32, origin: u32) -> f32 {
-    return decay_between(lost[now], lost[origin]);
+// A head's slope; exp(-200) is nothing in f32.
+fn slope_in_block(head: u32) -> f32 {
+    return min(slope_of(head), 200.0);
 }
 
-// The bits of the largest finite magnitude among four numbers, which order as the numbers do.
+// What is left of token `origin` when token `now` is answered (origin ≤ now).
+fn left_between(slope: f32, now: u32, origin: u32) -> f32 {
+    if (GATED) {
+        return decay_between(lost[now], lost[origin]);
+    }
+    return exp(-slope * f32(now - min(origin, now)));
+}
+
+// What is left of the state before the block when token `now` is answered.
+fn left_of_state(slope: f32, now: u32) -> f32 {
+    if (GATED) {
+        return exp(-lost[now].x - lost[now].y);
+    }
+    return exp(-slope * f32(now + 1u));
+}
+
+// What is left when the block ends: of each of a lane's rows, nothing of those that it lacks, and of
+// the state before the block.
+struct Left {
+    rows: array<f32, TOKEN_TILES>,
+    state: f32,
+}
+
+fn left_at_end(slope: f32, lane: Lane, block: Block) -> Left {
+    var left: Left;
+    let last = block.count - 1u;
+    // unroll
+    for (var t = 0u; t < TOKEN_TILES; t++) {
+        let local = 16u * t + lane.row;
+        left.rows[t] = select(0.0, left_between(slope, last, local), local <= last);
+    }
+    left.state = left_of_state(slope, last);
+    return left;
+}
+
+// The largest finite magnitude among four numbers, in bits that order as the numbers do: without
+// signs and with exponents one higher, so that those of no finite numbers run over to 0.
 fn largest_bits(x: vec4<f32>) -> u32 {
-    let bits = bitcast<vec4<u32>>(x) & vec4(0x7fffffffu);
-    let finite = select(vec4(0u), bits, bits < vec4(0x7f800000u));
-    return max(max(finite.x, finite.y), max(finite.z, finite.w));
+    let bits = (bitcast<vec4<u32>>(x) << vec4(1u)) + vec4(0x01000000u);
+    return max(max(bits.x, bits.y), max(bits.z, bits.w));
 }
 
 // A power of two that brings a number of these bits to between 2^14 and 2^15, and its inverse.
 fn f16_scale(bits: u32) -> vec2<f32> {
-    let exponent = clamp(268u - (bits >> 23u), 67u, 187u);
+    let exponent = clamp(269u - (bits >> 24u), 67u, 187u);
     return vec2(bitcast<f32>(exponent << 23u), bitcast<f32>((254u - exponent) << 23u));
 }
 
-// A lane's values of a block; 0 beyond the last token and dimension.
-fn values_of(next: ptr<function, Next>, lane: Lane, block: Block) -> Strip {
+// Whether some of a lane's values of a block are no finite numbers.
+fn holds_non_finite(next: ptr<function, Next>) -> bool {
+    var found = false;
+    // unroll
+    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+        found = found | exceeds_f16((*next).value[n]);
+    }
+    return found;
+}
+
+// A lane's values of a block; 0 beyond the last dimension.
+fn values_of(next: ptr<function, Next>, lane: Lane) -> Strip {
     var strip: Strip;
     // unroll
     for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
         let dim = 4u * (4u * lane.strip + 2u * (n % 2u) + lane.half);
-        let exists = 16u * (n / 2u) + lane.row < block.count && dim < params.value_dim;
-        strip[n] = select(vec4(0.0), arrived((*next).value[n]), exists);
+        strip[n] = select(vec4(0.0), arrived((*next).value[n]), WHOLE || dim < params.value_dim);
     }
     return strip;
 }
 
 // A matrix of which each lane gives its two vectors.
 fn right_factor(lane: Lane, left: vec4<f32>, right: vec4<f32>) -> coop_mat16x16<f16, B> {
+    put_right(lane, left, right);
+    return load_right(lane);
+}
+
+fn put_right(lane: Lane, left: vec4<f32>, right: vec4<f32>) {
     tiles.narrow[lane.room + lane.half] = vec4<f16>(left);
     tiles.narrow[lane.room + 2u + lane.half] = vec4<f16>(right);
+}
+
+fn load_right(lane: Lane) -> coop_mat16x16<f16, B> {
     subgroupBarrier();
     let factor = coopLoadT<coop_mat16x16<f16, B>>(&tiles.narrow[16u * lane.strip * ROOM_STRIDE], ROOM_STRIDE);
     subgroupBarrier();
@@ -179,13 +234,14 @@ fn zero_matrix(lane: Lane) -> coop_mat16x16<f32, C> {
 fn take_in(
     state: ptr<function, State>,
     values: ptr<function, Strip>,
+    left: ptr<function, Left>,
     zero: coop_mat16x16<f32, C>,
     lane: Lane,
 ) {
     var largest = 0u;
     // unroll
     for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
-        (*values)[n] *= left_between(BLOCK - 1u, 16u * (n / 2u) + lane.row);
+        (*values)[n] *= (*left).rows[n / 2u];
         largest = max(largest, largest_bits((*values)[n]));
     }
     let scale = f16_scale(subgroupMax(largest));
@@ -193,15 +249,15 @@ fn take_in(
     var rests: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
-        let left = scale.x * (*values)[2u * t];
-        let right = scale.x * (*values)[2u * t + 1u];
-        decayed[t] = right_factor(lane, f16_part(left), f16_part(right));
+        let first = scale.x * (*values)[2u * t];
+        let second = scale.x * (*values)[2u * t + 1u];
         if (EXACT) {
-            rests[t] = right_factor(lane, left - f16_part(left), right - f16_part(right));
+            decayed[t] = right_factor(lane, f16_part(first), f16_part(second));
+            rests[t] = right_factor(lane, first - f16_part(first), second - f16_part(second));
+        } else {
+            decayed[t] = right_factor(lane, first, second);
         }
     }
-    let total = lost[BLOCK - 1u];
-    let left = exp(-total.x - total.y);
     // unroll
     for (var f = 0u; f < FEATURE_TILES; f++) {
         var added = zero;
@@ -214,6 +270,6 @@ fn take_in(
                 added = coopMultiplyAdd(keys, rests[t], added);
             }
         }
-        (*state)[f] = (*state)[f] * left + added * scale.y;
+        (*state)[f] = (*state)[f] * (*left).state + added * scale.y;
     }
 }

@@ -25,7 +25,7 @@ fn main(
     }
     let thread = 32u * subgroup + subgroup_lane;
     let lane = lane_of(subgroup, subgroup_lane);
-    let slope = slope_of(here.head);
+    let slope = slope_in_block(here.head);
     let zero = zero_matrix(lane);
 
     // state [FEATURE_TILES * 16, 16] of this subgroup
@@ -39,11 +39,12 @@ fn main(
     for (var first = 0u; first < here.chunk.count; first += BLOCK) {
         let block = block_at(here, first);
         workgroupBarrier();
-        put(&next, thread, block, slope);
+        put(&next, thread);
         workgroupBarrier();
-        var values = values_of(&next, lane, block);
+        var values = values_of(&next, lane);
         fetch(&next, thread, lane, here, first + BLOCK);
-        take_in(&state_strip, &values, zero, lane);
+        var left = left_at_end(slope, lane, block);
+        take_in(&state_strip, &values, &left, zero, lane);
     }
     let entry = entry_start(here);
     // unroll

@@ -1,8 +1,6 @@
-// Tensors of any dims, strides and offsets: by the element. The output is f32; 16-bit tensors go
-// through a workspace and common/narrow.wgsl, which owns whole words.
+// Tensors of any dims, strides and offsets: by the element.
 
 alias Word = u32;
-alias OutWord = f32;
 
 // Four elements of a part from `element` on, of which the first `count` exist; 0 for the others.
 fn load_part(element: u32, count: u32) -> vec4<f32> {
@@ -11,10 +9,4 @@ fn load_part(element: u32, count: u32) -> vec4<f32> {
         x[i] = unpack1(parts[(element + i) / PER_WORD], element + i);
     }
     return x;
-}
-
-fn store_out(element: u32, count: u32, x: vec4<f32>) {
-    for (var i = 0u; i < min(count, 4u); i++) {
-        out[element + i] = x[i];
-    }
 }

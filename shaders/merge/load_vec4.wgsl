@@ -1,13 +1,8 @@
 // Tensors whose dims, strides and offsets are multiples of four: a load is one vector.
 
 alias Word = Packed4;
-alias OutWord = Packed4;
 
 // Four elements of a part from `element` on.
 fn load_part(element: u32, count: u32) -> vec4<f32> {
     return unpack4(parts[element >> 2u]);
-}
-
-fn store_out(element: u32, count: u32, x: vec4<f32>) {
-    out[element >> 2u] = pack4(x);
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::workspace::{NARROW_THREADS, dtype_fragment};
+use crate::workspace::{NARROW_THREADS, dtype_fragment, matrix_store_fragment, store_fragment};
 use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
@@ -219,6 +219,10 @@ impl Variant {
                 }
                 Alignment::Vec8 | Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "attention/load_any.wgsl"),
+            },
+            match self {
+                Self::Coop => matrix_store_fragment(alignment, attention.dtype),
+                _ => store_fragment(alignment),
             },
             fragment!(super "attention/params.wgsl"),
             fragment!(super "attention/mask.wgsl"),

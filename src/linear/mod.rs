@@ -277,12 +277,14 @@ impl LinearAttention {
         [shape.batch, shape.key_heads, shape.key_len, 1]
     }
 
-    /// How tensors are reached: as set, or by fours when both dims are multiples of four.
+    /// How tensors are reached: as set, or as both dims allow, by eights where elements have 16 bits.
     pub fn alignment(&self) -> Alignment {
-        let fours = self.shape.head_dim.is_multiple_of(4) && self.shape.value_dim.is_multiple_of(4);
+        let Shape { head_dim, value_dim, .. } = self.shape;
+        let multiples = |of: u32| head_dim.is_multiple_of(of) && value_dim.is_multiple_of(of);
         match self.access {
             Some(alignment) => alignment,
-            None if fours => Alignment::Vec4,
+            None if self.dtype != DType::F32 && multiples(8) => Alignment::Vec8,
+            None if multiples(4) => Alignment::Vec4,
             None => Alignment::Any,
         }
     }

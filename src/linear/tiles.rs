@@ -194,11 +194,12 @@ fn coop_chunk(linear: &LinearAttention, block: u32) -> u32 {
     let tokens = u64::from(shape.batch) * u64::from(shape.key_heads) * u64::from(shape.key_len);
     let blocks = tokens / (WORKGROUPS * u64::from(block));
     // A power of two, so that few kernels are compiled.
-    block << blocks.clamp(2, 32).ilog2()
+    block << blocks.clamp(2, 64).ilog2()
 }
 
-/// Workgroups that a device should have to do: several for each of some hundred cores.
-const WORKGROUPS: u64 = 1024;
+/// Workgroups that a device should have to do: several for each of some hundred cores. On an H100, of
+/// 65,536 tokens of 16 heads, 512 of them take 0.50 and 1.44 ms (D=64 and 128), 1024 take 0.52 and 1.51.
+const WORKGROUPS: u64 = 512;
 
 /// How the tensors of one half are reached: the denominators are f32 numbers of a workspace.
 pub(super) fn alignment(linear: &LinearAttention, half: Half) -> Alignment {

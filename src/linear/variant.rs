@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::tiles::{Half, SMALL_THREADS, THREADS, Tiles, alignment};
 use super::{FeatureMap, LinearAttention};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::workspace::dtype_fragment;
+use crate::workspace::{dtype_fragment, matrix_store_fragment, store_fragment};
 use crate::{Alignment, Caps, DType, Error, Unsupported};
 
 /// An algorithm: the recurrence itself, or the one over chunks of tokens.
@@ -292,7 +292,10 @@ impl Kernel {
                 (None, Some(tiles.output_slice))
             }
             Self::CoopState | Self::CoopOutput => {
-                header = header.size("BLOCK", tiles.block);
+                let shape = &linear.shape;
+                let whole = shape.head_dim == 4 * tiles.feature_vecs
+                    && shape.value_dim == 4 * tiles.value_vecs;
+                header = header.size("BLOCK", tiles.block).switch("WHOLE", whole);
                 (None, None)
             }
         };
@@ -316,6 +319,9 @@ impl Kernel {
         if self.is_coop() {
             fragments.push(fragment!(super "linear/coop_block.wgsl"));
         }
+        if self == Self::CoopOutput {
+            fragments.push(fragment!(super "linear/coop_scores.wgsl"));
+        }
         fragments.push(self.fragment());
         Source::compose(self.label(), target, &header, &fragments, self.bindings())
     }
@@ -329,6 +335,10 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
         match alignment {
             Alignment::Vec8 | Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
             Alignment::Any => fragment!(super "attention/load_any.wgsl"),
+        },
+        match kernel.is_coop() {
+            true => matrix_store_fragment(alignment, linear.dtype),
+            false => store_fragment(alignment),
         },
     ];
     if kernel == Kernel::Recurrent {

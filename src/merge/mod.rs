@@ -4,7 +4,7 @@ mod bind;
 pub mod reference;
 
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, with_narrow};
+use crate::workspace::{dtype_fragment, store_fragment, with_narrow};
 use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
 
 /// Threads of one workgroup.
@@ -243,6 +243,7 @@ impl Merge {
                 Alignment::Vec8 | Alignment::Vec4 => fragment!(super "merge/load_vec4.wgsl"),
                 Alignment::Any => fragment!(super "merge/load_any.wgsl"),
             },
+            store_fragment(self.alignment()),
             fragment!(super "merge/merge.wgsl"),
         ];
         let source = Source::compose("merge.merge", target, &header, &fragments, BINDINGS);

@@ -15,7 +15,7 @@ mod bind;
 pub mod reference;
 
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, with_narrow};
+use crate::workspace::{dtype_fragment, store_fragment, with_narrow};
 use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
 
 /// Threads of one workgroup.
@@ -174,10 +174,7 @@ impl Rope {
         let header = Header::default().size("THREADS", THREADS);
         let fragments = [
             dtype_fragment(self.dtype),
-            match self.alignment() {
-                Alignment::Vec8 | Alignment::Vec4 => fragment!(super "rope/store_vec4.wgsl"),
-                Alignment::Any => fragment!(super "rope/store_any.wgsl"),
-            },
+            store_fragment(self.alignment()),
             fragment!(super "rope/rope.wgsl"),
         ];
         let source = Source::compose("rope.rope", target, &header, &fragments, BINDINGS);

@@ -154,7 +154,12 @@ impl Case {
         let carried = |shape, layout, values: &Option<Vec<f32>>| {
             Placed::new(context, DType::F32, shape, layout, values.as_deref())
         };
-        let state = carried(linear.state(documents), layout, &self.state);
+        // Vectors of a state are four numbers, whatever the tensors are reached by.
+        let state_layout = match layout {
+            Layout::Apart(by) => Layout::Apart(by.min(4)),
+            other => other,
+        };
+        let state = carried(linear.state(documents), state_layout, &self.state);
         let normalizer = carried(linear.normalizer(documents), Layout::Dense, &self.normalizer);
         let mut outputs = LinearOutputs::new(out.view());
         if linear.carry != Carry::None {
@@ -207,6 +212,10 @@ impl Case {
     /// The same in f16.
     pub fn in_halves(&self) -> Self {
         let mut halves = self.clone();
+        if let Layout::Apart(_) = self.layout {
+            // As far apart as before, which halves by themselves would not expect.
+            halves.linear.access = Some(self.linear.alignment());
+        }
         halves.linear.dtype = DType::F16;
         for values in [&mut halves.query, &mut halves.key, &mut halves.value] {
             *values = DType::F16.decode(&DType::F16.encode(values));

@@ -3,8 +3,9 @@
 
 alias OutWord = f32;
 
+// Four elements from `element` on, of which the first `count` exist.
 fn store_out(element: u32, count: u32, x: vec4<f32>) {
-    for (var i = 0u; i < count; i++) {
+    for (var i = 0u; i < min(count, 4u); i++) {
         out[element + i] = x[i];
     }
 }

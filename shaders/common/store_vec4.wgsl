@@ -1,0 +1,16 @@
+// An output whose dims, strides and offset are multiples of four: a store is one vector.
+
+alias OutWord = Packed4;
+
+// Four elements from `element` on, of which the first `count` exist (none or all four).
+fn store_out(element: u32, count: u32, x: vec4<f32>) {
+    if (count != 0u) {
+        out[element >> 2u] = pack4(x);
+    }
+}
+
+// Eight of them.
+fn store_eight(element: u32, count: u32, left: vec4<f32>, right: vec4<f32>) {
+    store_out(element, count, left);
+    store_out(element + 4u, max(count, 4u) - 4u, right);
+}

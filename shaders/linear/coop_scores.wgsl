@@ -1,0 +1,96 @@
+// The scores of a block and what decay makes of them, for linear.coop_output: shared out over the
+// subgroups as whole matrices, only those on and below the diagonal. They come back in f16, each
+// matrix with a power of two of its own.
+// Expects: coop_block.wgsl and the sizes of coop_output.wgsl.
+
+const NEVER_SEEN: f32 = -1.0;
+
+// What each matrix of scores is to be multiplied by; the columns of a row are neighbours.
+var<workgroup> score_units: array<f32, SCORE_SHARE * STRIPS>;
+
+// The row and the column of a matrix of scores.
+struct ScoreTile {
+    row: u32,
+    column: u32,
+}
+
+// The subgroup's matrix of scores number `share`, which exists where the row does.
+fn score_tile(lane: Lane, share: u32) -> ScoreTile {
+    var row = 0u;
+    var column = share * STRIPS + lane.strip;
+    while (column > row) {
+        row++;
+        column -= row;
+    }
+    return ScoreTile(row, min(column, TOKEN_TILES - 1u));
+}
+
+// What decay leaves in a block: when it ends; of the state before it at each of a lane's rows; and of
+// the tokens in the subgroup's scores, NEVER_SEEN of those that come later.
+struct Decays {
+    left: Left,
+    state: array<f32, TOKEN_TILES>,
+    scores: array<vec4<f32>, 2u * SCORE_SHARE>,
+}
+
+fn decays_of(slope: f32, shares: ptr<function, array<ScoreTile, SCORE_SHARE>>, lane: Lane) -> Decays {
+    var decays: Decays;
+    // The state after a block that is not whole is asked nothing.
+    decays.left = left_at_end(slope, lane, Block(0u, BLOCK));
+    // unroll
+    for (var t = 0u; t < TOKEN_TILES; t++) {
+        decays.state[t] = left_of_state(slope, 16u * t + lane.row);
+    }
+    // unroll
+    for (var n = 0u; n < 2u * SCORE_SHARE; n++) {
+        let tile = (*shares)[n / 2u];
+        let now = min(16u * tile.row + lane.row, BLOCK - 1u);
+        let origin = 16u * tile.column + 4u * (2u * (n % 2u) + lane.half);
+        let left = vec4(
+            left_between(slope, now, origin), left_between(slope, now, origin + 1u),
+            left_between(slope, now, origin + 2u), left_between(slope, now, origin + 3u));
+        decays.scores[n] = select(vec4(NEVER_SEEN), left, origin + vec4(0u, 1u, 2u, 3u) <= vec4(now));
+    }
+    return decays;
+}
+
+// Leaves the subgroup's decayed scores of the block behind the queries, 0 above the diagonal.
+fn score(
+    shares: ptr<function, array<ScoreTile, SCORE_SHARE>>,
+    decays: ptr<function, Decays>,
+    zero: coop_mat16x16<f32, C>,
+    lane: Lane,
+) {
+    // unroll
+    for (var share = 0u; share < SCORE_SHARE; share++) {
+        let tile = (*shares)[share];
+        var products = zero;
+        if (tile.row < TOKEN_TILES) {
+            // unroll
+            for (var f = 0u; f < FEATURE_TILES; f++) {
+                let queries = coopLoadT<coop_mat16x16<f16, A>>(&tiles.queries[16u * tile.row * QUERY_STRIDE + 4u * f], QUERY_STRIDE);
+                let keys = coopLoad<coop_mat16x16<f16, B>>(&tiles.keys[16u * tile.column * KEY_STRIDE + 4u * f], KEY_STRIDE);
+                products = coopMultiplyAdd(queries, keys, products);
+            }
+        }
+        coopStoreT(products, &tiles.wide[16u * lane.strip * ROOM_STRIDE], ROOM_STRIDE);
+        subgroupBarrier();
+        var weights: array<vec4<f32>, 2>;
+        // unroll
+        for (var n = 0u; n < 2u; n++) {
+            let left = (*decays).scores[2u * share + n];
+            let product = tiles.wide[lane.room + 2u * n + lane.half];
+            weights[n] = select(vec4(0.0), left * product, left >= vec4(0.0));
+        }
+        let scale = f16_scale(subgroupMax(max(largest_bits(weights[0]), largest_bits(weights[1]))));
+        if (tile.row < TOKEN_TILES) {
+            let at = SCORES_AT + (16u * tile.row + lane.row) * SCORE_STRIDE + 4u * tile.column + lane.half;
+            tiles.queries[at] = vec4<f16>(scale.x * weights[0]);
+            tiles.queries[at + 2u] = vec4<f16>(scale.x * weights[1]);
+        }
+        if (lane.row == 0u && lane.half == 0u) {
+            score_units[share * STRIPS + lane.strip] = scale.y;
+        }
+        subgroupBarrier();
+    }
+}
