@@ -250,7 +250,7 @@ fn coop(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
     };
     let halved = tiles((128, 16), 4, 2);
     // For lists in smaller blocks of queries, and for few queries. In ms at N=16k and 10 % of blocks of
-    // 64: 0.84 at D=64 and 1.66 at D=128. At D=64 four subgroups of 16 rows took a tenth longer, at
+    // 64: 0.77 at D=64 and 1.59 at D=128. At D=64 four subgroups of 16 rows took a tenth longer, at
     // D=128 two took a fifth longer.
     let quarter = if dim <= 64 { tiles((64, 16), 2, 1) } else { tiles((64, 16), 4, 2) };
     let small = [quarter, tiles((32, 16), 2, 2), tiles((16, 16), 1, 2)];
