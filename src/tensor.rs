@@ -95,6 +95,18 @@ impl Alignment {
             Self::Any => 1,
         }
     }
+
+    /// The widest that such dims allow, by eights where elements have 16 bits.
+    pub(crate) fn natural(dtype: DType, dims: [u32; 2]) -> Self {
+        let multiples = |of: u32| dims.iter().all(|dim| dim.is_multiple_of(of));
+        if dtype != DType::F32 && multiples(8) {
+            Self::Vec8
+        } else if multiples(4) {
+            Self::Vec4
+        } else {
+            Self::Any
+        }
+    }
 }
 
 /// A strided tensor `[batch, heads, len, dim]` inside a buffer of the caller's.

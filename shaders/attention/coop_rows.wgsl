@@ -10,10 +10,15 @@ struct Lane {
     turn: u32, // the vector it begins with
 }
 
+// Where a row of a band lies in its subgroup's room, which starts at row `first`.
+fn room_of(first: u32, row: u32) -> u32 {
+    return (first + row % 16u) * SCORE_STRIDE + row / 16u * SCORE_VECS;
+}
+
 fn lane_of(subgroup: u32, subgroup_lane: u32) -> Lane {
     let row = subgroup_lane / LANES;
     let part = subgroup_lane % LANES;
-    let start = (16u * subgroup + row % 16u) * SCORE_STRIDE + row / 16u * SCORE_VECS;
+    let start = room_of(16u * subgroup, row);
     // Eight lanes that load side by side meet in no bank: two to a row do not, and of eight rows the
     // last four begin one vector later.
     return Lane(subgroup_lane, 16u * subgroup, start, part, select(part, subgroup_lane / 4u, LANES == 1u));
@@ -153,11 +158,6 @@ fn finish_part(row: ptr<function, Row>, here: Place, lane: Lane) -> f32 {
 // whole sectors of memory.
 const OUT_SHARES: u32 = 2u / LANES;
 
-// Where a row of a band lies in its subgroup's room.
-fn room_of(row: u32) -> u32 {
-    return row % 16u * SCORE_STRIDE + row / 16u * SCORE_VECS;
-}
-
 // Divides the outputs of a band's rows by their totals and stores them; `first` is the subgroup's
 // first query.
 fn store_band(
@@ -183,7 +183,7 @@ fn store_band(
     for (var n = 0u; n < OUT_SHARES; n++) {
         let local = 16u * n + lane.index / 2u;
         let query = first + band * 32u / LANES + local;
-        factors[n] = tiles.scores[lane.first * SCORE_STRIDE + room_of(local)].x;
+        factors[n] = tiles.scores[room_of(lane.first, local)].x;
         starts[n] = select(ABSENT, out_start + query * params.out.z, query < params.query_len);
     }
     subgroupBarrier();
@@ -207,10 +207,10 @@ fn store_band(
         }
         // unroll
         for (var n = 0u; n < OUT_SHARES; n++) {
-            let at = lane.first * SCORE_STRIDE + room_of(16u * n + lane.index / 2u) + 2u * (lane.index % 2u);
+            let at = room_of(lane.first, 16u * n + lane.index / 2u) + 2u * (lane.index % 2u);
             let dim = 16u * v + 8u * (lane.index % 2u);
             if (starts[n] != ABSENT) {
-                store_eight(starts[n] + dim, params.value_dim - min(dim, params.value_dim),
+                store_eight(starts[n] + dim, remaining(params.value_dim, dim),
                     factors[n] * tiles.scores[at], factors[n] * tiles.scores[at + 1u]);
             }
         }

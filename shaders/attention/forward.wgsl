@@ -49,11 +49,6 @@ fn weight_at(row: u32, vector: u32) -> u32 {
     return row * KEY_VECS + (vector ^ (row & SWIZZLE));
 }
 
-// How many of the `dim` elements lie at or beyond element `first`.
-fn remaining(dim: u32, first: u32) -> u32 {
-    return dim - min(dim, first);
-}
-
 // Masks and modifies the scores of a lane's part of its row: MASKED where the pair does not count.
 fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first: i32, end: i32, full: bool) {
     for (var vector = lane; vector < KEY_VECS; vector += LANES) {

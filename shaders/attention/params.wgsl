@@ -128,6 +128,11 @@ fn turn_of(index: u32) -> Turn {
     return Turn(first_head + within % heads, params.query_blocks - 1u - within / heads);
 }
 
+// How many of the `dim` elements lie at or beyond element `first`.
+fn remaining(dim: u32, first: u32) -> u32 {
+    return dim - min(dim, first);
+}
+
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
 }

@@ -192,6 +192,7 @@ fn answer(
         subgroupBarrier();
     }
     if (block.first + BLOCK < here.chunk.count) {
+        // A copy, since naga passes no pointer to a member on.
         var left = (*decays).left;
         take_in(state_strip, values, &left, zero, lane);
     }

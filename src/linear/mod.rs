@@ -280,13 +280,7 @@ impl LinearAttention {
     /// How tensors are reached: as set, or as both dims allow, by eights where elements have 16 bits.
     pub fn alignment(&self) -> Alignment {
         let Shape { head_dim, value_dim, .. } = self.shape;
-        let multiples = |of: u32| head_dim.is_multiple_of(of) && value_dim.is_multiple_of(of);
-        match self.access {
-            Some(alignment) => alignment,
-            None if self.dtype != DType::F32 && multiples(8) => Alignment::Vec8,
-            None if multiples(4) => Alignment::Vec4,
-            None => Alignment::Any,
-        }
+        self.access.unwrap_or_else(|| Alignment::natural(self.dtype, [head_dim, value_dim]))
     }
 
     /// Checks what can be checked before any tensor is seen.
