@@ -293,6 +293,16 @@ fn segments() {
     }
 }
 
+/// More vectors of states than the scan over chunks has invocations.
+#[test]
+fn many_states() {
+    let Some(context) = context() else { return };
+    let linear = LinearAttention::new(Shape::new(2, 33, 40, 128), DType::F32)
+        .with_chunk(32)
+        .with_carry(Carry::InOut);
+    Case::new(linear, 10).check_variant(context, LinearVariant::Chunked);
+}
+
 /// The same plan gives the same bits.
 #[test]
 fn deterministic() {

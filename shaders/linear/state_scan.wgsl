@@ -1,12 +1,14 @@
 // linear.state_scan: from what each chunk adds to the state before each chunk, in place. An
-// invocation owns one vector of one key head's state and walks the chunks of the segment; AHEAD of
-// them are loaded at a time while there are as many, since each step waits for the one before it and
-// memory need not. Behind the segment's last entry lies the state that the next segment begins with.
+// invocation takes one vector of one key head's state after another, as many as the workgroups leave
+// it, and walks the chunks of the segment; AHEAD of them are loaded at a time while there are as many,
+// since each step waits for the one before it and memory need not. Behind the segment's last entry lies
+// the state that the next segment begins with.
 // Expects: scan.wgsl.
 
 const AHEAD: u32 = 8u;
+const STATE_VECS: u32 = 4u * FEATURE_VECS * VALUE_VECS;
 
-// What an invocation owns.
+// The vector that an invocation is at.
 struct Owned {
     batch: u32,
     head: u32,
@@ -21,8 +23,7 @@ fn vector_at(here: Owned, slot: u32) -> u32 {
 }
 
 // Leaves the state before a chunk in its entry, and goes on to the state after it.
-fn pass_chunk(current: ptr<function, vec4<f32>>, added: vec4<f32>, slot: u32, here: Owned) {
-    let chunk = find_chunk(params.first_slot + slot);
+fn pass_chunk(current: ptr<function, vec4<f32>>, added: vec4<f32>, chunk: Chunk, slot: u32, here: Owned) {
     let callers = state_place(here.batch, here.head, chunk.document, here.row, here.column);
     if (chunk.is_first) {
         *current = initial_state(callers);
@@ -36,18 +37,7 @@ fn pass_chunk(current: ptr<function, vec4<f32>>, added: vec4<f32>, slot: u32, he
     }
 }
 
-@compute @workgroup_size(THREADS)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let index = workgroup_number(group, groups) * THREADS + thread;
-    let vector = index % (4u * FEATURE_VECS * VALUE_VECS);
-    let head_and_batch = index / (4u * FEATURE_VECS * VALUE_VECS);
-    if (head_and_batch >= params.heads * params.batch) {
-        return;
-    }
+fn scan(vector: u32, head_and_batch: u32) {
     let here = Owned(
         head_and_batch / params.heads,
         head_and_batch % params.heads,
@@ -68,13 +58,35 @@ fn main(
             added[i] = chunks[vector_at(here, slot + i)];
         }
         for (var i = 0u; i < AHEAD; i++) {
-            pass_chunk(&current, added[i], slot + i, here);
+            pass_chunk(&current, added[i], find_chunk(params.first_slot + slot + i), slot + i, here);
         }
     }
     for (; slot < params.segment_slots; slot++) {
-        pass_chunk(&current, chunks[vector_at(here, slot)], slot, here);
+        let chunk = find_chunk(params.first_slot + slot);
+        var added = vec4(0.0);
+        // Nobody sees what comes after the last chunk of a document, unless it is carried out.
+        if (!chunk.is_last || params.carries_out != 0u) {
+            added = chunks[vector_at(here, slot)];
+        }
+        pass_chunk(&current, added, chunk, slot, here);
     }
     if (is_continued()) {
         chunks[carry] = current;
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let first = workgroup_number(group, groups);
+    if (first >= params.workgroups) {
+        return;
+    }
+    let count = params.heads * params.batch * STATE_VECS;
+    for (var index = first * THREADS + thread; index < count; index += params.workgroups * THREADS) {
+        scan(index % STATE_VECS, index / STATE_VECS);
     }
 }

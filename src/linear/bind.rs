@@ -3,7 +3,7 @@
 
 use super::check::check_arrays;
 use super::plan::{Compiled, LinearInputs, LinearOutputs, LinearPlan};
-use super::tiles::{Half, SMALL_THREADS};
+use super::tiles::{Half, SCAN_WORKGROUPS, SMALL_THREADS};
 use super::variant::Kernel;
 use super::{Carry, LinearAttention, LinearVariant};
 use crate::params::{ABSENT, LinearParams};
@@ -141,9 +141,15 @@ impl LinearPlan {
     fn segment(&self, half: &Compiled, piece: &Piece, documents: u32) -> u32 {
         let slot = self.slot_bytes(half, piece).max(1);
         let wanted = (WORKSPACE_BYTES / slot).max(LEAST_SEGMENT);
-        // One more entry holds the state between segments.
         let most = (self.context.caps().storage_binding / slot).saturating_sub(1);
         wanted.min(most).clamp(1, u64::from(half.tiles.slots(&self.linear, documents))) as u32
+    }
+
+    /// Entries that the workspace has for each key head: one more where segments follow each other,
+    /// for the state between them.
+    fn entries(&self, half: &Compiled, piece: &Piece, documents: u32) -> u32 {
+        let segment = self.segment(half, piece, documents);
+        segment + u32::from(segment < half.tiles.slots(&self.linear, documents))
     }
 
     /// `[batch, query_heads, len, value_dim]` of a piece.
@@ -172,8 +178,8 @@ impl LinearPlan {
             largest(&|piece| {
                 let of_half = |half: &Compiled| {
                     let heads = piece.batch.len() as u64 * piece.heads.len() as u64;
-                    let slots = u64::from(self.segment(half, piece, documents)) + 1;
-                    heads * slots * size(half)
+                    let entries = u64::from(self.entries(half, piece, documents));
+                    heads * entries * size(half)
                 };
                 self.halves.iter().map(of_half).max().unwrap_or(0)
             })
@@ -237,13 +243,14 @@ impl LinearPlan {
             return self.push_kernels(steps, job, &params, packed, workspace);
         }
         let segment = self.segment(job.half, job.piece, packed.documents);
+        let slot_capacity = self.entries(job.half, job.piece, packed.documents);
         let slots = job.half.tiles.slots(&self.linear, packed.documents);
         for first_slot in (0..slots).step_by(segment as usize) {
             let params = LinearParams {
                 slots,
                 first_slot,
                 segment_slots: segment.min(slots - first_slot),
-                slot_capacity: segment + 1,
+                slot_capacity,
                 ..params
             };
             self.push_kernels(steps, job, &params, packed, workspace)?;
@@ -341,7 +348,11 @@ impl LinearPlan {
         let entries = heads * u64::from(params.segment_slots);
         let cut = |slice: u32| tiles.value_vecs.div_ceil(slice);
         let threads = |elements: u64| elements.div_ceil(u64::from(SMALL_THREADS));
+        // Of a single chunk nobody sees the state, unless it is carried. The state before it is then what
+        // new buffers hold: zeros.
+        let is_unseen = params.documents * params.slots == 1 && self.linear.carry == Carry::None;
         match kernel {
+            Kernel::ChunkState | Kernel::CoopState | Kernel::StateScan if is_unseen => (0, 1),
             Kernel::Recurrent => {
                 let slices = cut(tiles.recurrent_slice);
                 (heads * u64::from(params.documents) * u64::from(slices), slices)
@@ -356,7 +367,7 @@ impl LinearPlan {
             }
             Kernel::StateScan => {
                 let vectors = 4 * tiles.feature_vecs * tiles.value_vecs;
-                (threads(heads * u64::from(vectors)), 1)
+                (threads(heads * u64::from(vectors)).min(SCAN_WORKGROUPS), 1)
             }
             Kernel::ChunkCorrect | Kernel::CoopState => (entries, 1),
             Kernel::CoopOutput => (entries * u64::from(params.group), 1),

@@ -10,6 +10,10 @@ pub(super) const THREADS: u32 = 128;
 /// Threads of the kernels that own an element a thread, and of `linear.chunk_correct`.
 pub(super) const SMALL_THREADS: u32 = 64;
 
+/// Workgroups of `linear.state_scan` at most: to launch one takes an H100 2 to 4 ns, which is more than
+/// it has to do where many sequences have few chunks each.
+pub(super) const SCAN_WORKGROUPS: u64 = 4096;
+
 /// Which half of a normalised call: the normaliser is a call of its own with values that are ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Half {
