@@ -31,8 +31,8 @@ fn scaled(values: &[f32], by: f32, and: f32) -> Vec<f32> {
 #[test]
 fn blocks_and_chunks() {
     let Some(context) = matrices() else { return };
-    // Dims of whole matrices, and others by eights and by fours.
-    let cases = [(16, 16, (24, 40)), (16, 64, (20, 44)), (32, 64, (32, 48)), (48, 96, (32, 48))];
+    // Dims of whole matrices, others by eights and by fours, and values of more than four matrices.
+    let cases = [(16, 16, (24, 40)), (16, 64, (20, 68)), (32, 64, (32, 48)), (48, 96, (32, 48))];
     for (seed, (block, chunk, (head_dim, value_dim))) in cases.into_iter().enumerate() {
         for rule in RULES {
             let shape = Shape::new(1, 2, 197, head_dim).with_value_dim(value_dim);

@@ -29,9 +29,13 @@ const BAND_TILES: u32 = 2u / LANES;
 // Strides in vectors of four; the padding keeps rows out of each other's banks.
 const KEY_STRIDE: u32 = HEAD_VECS + 2u;
 const VALUE_STRIDE: u32 = VALUE_VECS + 2u;
-// Vectors of a row of scores in one step; the rows of a band's tiles lie side by side.
+// Vectors of a row of scores in one step; the rows of a band's tiles lie side by side, and so do the
+// rooms of up to four subgroups.
 const SCORE_VECS: u32 = STEP_K / 4u;
-const SCORE_STRIDE: u32 = BAND_TILES * SCORE_VECS + 2u;
+const ROOM_VECS: u32 = BAND_TILES * SCORE_VECS;
+const ABREAST: u32 = min(THREADS_Y, 4u);
+const SCORE_STRIDE: u32 = ABREAST * ROOM_VECS + 2u;
+const SCORE_ROWS: u32 = (THREADS_Y + ABREAST - 1u) / ABREAST * 16u;
 const LANE_VECS: u32 = SCORE_VECS / LANES;
 // Words of a row of keys and of values, and how many each thread brings in for a tile.
 const KEY_WORDS: u32 = HEAD_VECS / KEY_WORD_VECS;
@@ -61,7 +65,7 @@ fn rescale(acc: ptr<function, Outputs>, factor: f32, first_tile: u32, lane: Lane
     for (var v = 0u; v < VALUE_TILES; v++) {
         // unroll
         for (var t = 0u; t < BAND_TILES; t++) {
-            coopStoreT((*acc)[(first_tile + t) * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
+            coopStoreT((*acc)[(first_tile + t) * VALUE_TILES + v], &tiles.scores[lane.room + t * SCORE_VECS], SCORE_STRIDE);
         }
         subgroupBarrier();
         for (var vector = lane.part; vector < 4u; vector += LANES) {
@@ -71,7 +75,7 @@ fn rescale(acc: ptr<function, Outputs>, factor: f32, first_tile: u32, lane: Lane
         // unroll
         for (var t = 0u; t < BAND_TILES; t++) {
             (*acc)[(first_tile + t) * VALUE_TILES + v] = coopLoadT<coop_mat16x16<f32, C>>(
-                &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
+                &tiles.scores[lane.room + t * SCORE_VECS], SCORE_STRIDE);
         }
         subgroupBarrier();
     }
@@ -114,7 +118,7 @@ fn visit(
             for (var t = 0u; t < BAND_TILES; t++) {
                 // unroll
                 for (var k = 0u; k < KEY_TILES; k++) {
-                    coopStoreT(scores[(band * BAND_TILES + t) * KEY_TILES + k], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS + 4u * k], SCORE_STRIDE);
+                    coopStoreT(scores[(band * BAND_TILES + t) * KEY_TILES + k], &tiles.scores[lane.room + t * SCORE_VECS + 4u * k], SCORE_STRIDE);
                 }
             }
             subgroupBarrier();
@@ -142,7 +146,7 @@ fn visit(
                 // unroll
                 for (var k = 0u; k < KEY_TILES; k++) {
                     weights[(band * BAND_TILES + t) * KEY_TILES + k] = coopLoadT<coop_mat16x16<f16, A>>(
-                        &tiles.weights[lane.first * SCORE_STRIDE + t * SCORE_VECS + 4u * k], SCORE_STRIDE);
+                        &tiles.weights[lane.room + t * SCORE_VECS + 4u * k], SCORE_STRIDE);
                 }
             }
             if (SOFTMAX && subgroupAny(factor != 1.0 && had_output)) {

@@ -4,24 +4,24 @@
 // Where a lane works in `scores` and `weights`.
 struct Lane {
     index: u32, // in its subgroup
-    first: u32, // row of its subgroup
+    room: u32, // of its subgroup
     start: u32, // of its own row
     part: u32, // which of the LANES that own the row
     turn: u32, // the vector it begins with
 }
 
-// Where a row of a band lies in its subgroup's room, which starts at row `first`.
-fn room_of(first: u32, row: u32) -> u32 {
-    return (first + row % 16u) * SCORE_STRIDE + row / 16u * SCORE_VECS;
+// Where a row of a band lies in its subgroup's room.
+fn row_in(room: u32, row: u32) -> u32 {
+    return room + row % 16u * SCORE_STRIDE + row / 16u * SCORE_VECS;
 }
 
 fn lane_of(subgroup: u32, subgroup_lane: u32) -> Lane {
     let row = subgroup_lane / LANES;
     let part = subgroup_lane % LANES;
-    let start = room_of(16u * subgroup, row);
+    let room = subgroup / ABREAST * 16u * SCORE_STRIDE + subgroup % ABREAST * ROOM_VECS;
     // Eight lanes that load side by side meet in no bank: two to a row do not, and of eight rows the
     // last four begin one vector later.
-    return Lane(subgroup_lane, 16u * subgroup, start, part, select(part, subgroup_lane / 4u, LANES == 1u));
+    return Lane(subgroup_lane, room, row_in(room, row), part, select(part, subgroup_lane / 4u, LANES == 1u));
 }
 
 // The vector of a row of scores that is the n-th of a lane.
@@ -183,7 +183,7 @@ fn store_band(
     for (var n = 0u; n < OUT_SHARES; n++) {
         let local = 16u * n + lane.index / 2u;
         let query = first + band * 32u / LANES + local;
-        factors[n] = tiles.scores[room_of(lane.first, local)].x;
+        factors[n] = tiles.scores[row_in(lane.room, local)].x;
         starts[n] = select(ABSENT, out_start + query * params.out.z, query < params.query_len);
     }
     subgroupBarrier();
@@ -191,7 +191,7 @@ fn store_band(
     for (var v = 0u; v < VALUE_TILES; v++) {
         // unroll
         for (var t = 0u; t < BAND_TILES; t++) {
-            coopStoreT((*acc)[(band * BAND_TILES + t) * VALUE_TILES + v], &tiles.scores[lane.first * SCORE_STRIDE + t * SCORE_VECS], SCORE_STRIDE);
+            coopStoreT((*acc)[(band * BAND_TILES + t) * VALUE_TILES + v], &tiles.scores[lane.room + t * SCORE_VECS], SCORE_STRIDE);
         }
         subgroupBarrier();
         if (spoilt) {
@@ -207,7 +207,7 @@ fn store_band(
         }
         // unroll
         for (var n = 0u; n < OUT_SHARES; n++) {
-            let at = room_of(lane.first, 16u * n + lane.index / 2u) + 2u * (lane.index % 2u);
+            let at = row_in(lane.room, 16u * n + lane.index / 2u) + 2u * (lane.index % 2u);
             let dim = 16u * v + 8u * (lane.index % 2u);
             if (starts[n] != ABSENT) {
                 store_eight(starts[n] + dim, remaining(params.value_dim, dim),

@@ -6,8 +6,8 @@
 // be aligned to 8: the scores come first and every array is a multiple of 16 bytes long.
 struct Tiles {
     // [16, BAND_TILES * STEP_K] of each subgroup; nothing is behind the last row, here and below
-    scores: array<vec4<f32>, THREADS_Y * 16u * SCORE_STRIDE - 2u>,
-    weights: array<vec4<f16>, THREADS_Y * 16u * SCORE_STRIDE - 2u>,
+    scores: array<vec4<f32>, SCORE_ROWS * SCORE_STRIDE - 2u>,
+    weights: array<vec4<f16>, SCORE_ROWS * SCORE_STRIDE - 2u>,
     // keys [BLOCK_K, HEAD_VECS], from VALUES_AT on values [BLOCK_K, VALUE_VECS]
     staged: array<vec4<f16>, BLOCK_K * (KEY_STRIDE + VALUE_STRIDE) - 2u>,
 }

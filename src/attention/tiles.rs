@@ -65,10 +65,12 @@ impl Tiles {
     /// `shaders/attention/forward.wgsl` or `coop.wgsl`; `rows.wgsl` has none beside the walk.
     pub fn workgroup_bytes(&self, variant: Variant) -> u32 {
         if variant == Variant::Coop {
-            // Room for the scores and the weights of one band of rows, for each subgroup.
-            let band = (16 + 8) * (2 / self.lanes.max(1) * self.step_k / 4 + 2);
+            // Rooms for the scores and the weights of one band of rows of each subgroup, four abreast.
+            let abreast = self.threads_y.clamp(1, 4);
+            let row = abreast * (2 / self.lanes.max(1)) * self.step_k / 4 + 2;
+            let rooms = 16 * self.threads_y.div_ceil(abreast) * row * (16 + 8);
             let staged = 8 * (self.head_vecs + 2 + self.value_vecs + 2);
-            return self.threads_y * 16 * band + self.block_k * staged + RESERVED_BYTES;
+            return rooms + self.block_k * staged + RESERVED_BYTES;
         }
         if variant == Variant::Rows {
             return RESERVED_BYTES;
@@ -239,20 +241,18 @@ fn coop(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
         // Emulated: the least that has all of the kernel's loops, with one band of rows and with two.
         ..=32 if caps.is_cpu => tiles((64, 32), 2, 1),
         _ if caps.is_cpu => tiles((64, 32), 2, 2),
-        // 198. Two workgroups share a core, if only just: the ranges of four terms take the room
-        // that is left.
-        ..=64 if attention.mask.terms().len() > 1 => tiles((128, 16), 4, 1),
+        // 201; two workgroups share a core.
         ..=64 => tiles((128, 32), 4, 1),
-        // 244; the next one, where two share a core, is a tenth slower.
+        // 246; the next one, where two share a core, is a tenth slower.
         65..=128 => tiles((256, 32), 8, 2),
         // 212 at D=256.
         _ => tiles((128, 16), 8, 2),
     };
-    let halved = tiles((128, 16), 4, 2);
-    // For lists in smaller blocks of queries, and for few queries. In ms at N=16k and 10 % of blocks of
-    // 64: 0.77 at D=64 and 1.59 at D=128. At D=64 four subgroups of 16 rows took a tenth longer, at
-    // D=128 two took a fifth longer.
-    let quarter = if dim <= 64 { tiles((64, 16), 2, 1) } else { tiles((64, 16), 4, 2) };
+    // For lists in smaller blocks of queries, and for few queries. In ms at N=16k and D=128, 20 % of
+    // blocks of 128 take 2.14 (2.18 with tiles of 16 keys), 20 % of blocks of 64 take 2.67 (2.95), and at
+    // D=64 1.44 (1.46 with two subgroups of 32 rows).
+    let halved = tiles((128, 32), 4, 2);
+    let quarter = tiles((64, if dim <= 128 { 32 } else { 16 }), 4, 2);
     let small = [quarter, tiles((32, 16), 2, 2), tiles((16, 16), 1, 2)];
     let heads = u64::from(shape.batch) * u64::from(shape.query_heads);
     let usable = |block: &Tiles| {
