@@ -46,6 +46,19 @@ fn blocks_and_chunks() {
     }
 }
 
+/// The largest dims, which take most registers, in the blocks that the device has by default.
+#[test]
+fn largest_dims() {
+    let Some(context) = matrices() else { return };
+    for rule in RULES {
+        let linear = LinearAttention::new(Shape::new(1, 1, 197, 128), DType::F16)
+            .with_rule(rule)
+            .with_chunk(64)
+            .with_carry(Carry::InOut);
+        check(context, &Case::new(linear, 11));
+    }
+}
+
 #[test]
 fn chunks_are_whole_blocks() {
     let Some(context) = matrices() else { return };
