@@ -59,6 +59,25 @@ fn largest_dims() {
     }
 }
 
+/// One chunk of outputs beside several of denominators, in the same workspace.
+#[test]
+fn denominators_have_chunks_of_their_own() {
+    let Some(context) = matrices() else { return };
+    for rule in RULES {
+        let linear = LinearAttention::new(Shape::new(1, 2, 200, 16), DType::F16)
+            .with_rule(rule)
+            .with_normalizer(1e-6)
+            .with_block(16)
+            .with_chunk(256);
+        let mut case = Case::new(linear, 12);
+        // Sums of positive weights are no small differences.
+        for factor in [&mut case.query, &mut case.key] {
+            *factor = scaled(factor, 0.1, 1.0);
+        }
+        check(context, &case);
+    }
+}
+
 #[test]
 fn chunks_are_whole_blocks() {
     let Some(context) = matrices() else { return };

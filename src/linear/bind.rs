@@ -141,6 +141,7 @@ impl LinearPlan {
     fn segment(&self, half: &Compiled, piece: &Piece, documents: u32) -> u32 {
         let slot = self.slot_bytes(half, piece).max(1);
         let wanted = (WORKSPACE_BYTES / slot).max(LEAST_SEGMENT);
+        // One more where segments follow each other: see `entries`.
         let most = (self.context.caps().storage_binding / slot).saturating_sub(1);
         wanted.min(most).clamp(1, u64::from(half.tiles.slots(&self.linear, documents))) as u32
     }
@@ -150,6 +151,13 @@ impl LinearPlan {
     fn entries(&self, half: &Compiled, piece: &Piece, documents: u32) -> u32 {
         let segment = self.segment(half, piece, documents);
         segment + u32::from(segment < half.tiles.slots(&self.linear, documents))
+    }
+
+    /// Whether nobody sees a state, since none is carried and every half is a single chunk: before that
+    /// stand the zeros of a new workspace, which the halves share, so that no other may write there.
+    fn leaves_workspace_zero(&self, documents: u32) -> bool {
+        let is_single = |half: &Compiled| half.tiles.slots(&self.linear, documents) == 1;
+        self.linear.carry == Carry::None && self.halves.iter().all(is_single)
     }
 
     /// `[batch, query_heads, len, value_dim]` of a piece.
@@ -348,11 +356,12 @@ impl LinearPlan {
         let entries = heads * u64::from(params.segment_slots);
         let cut = |slice: u32| tiles.value_vecs.div_ceil(slice);
         let threads = |elements: u64| elements.div_ceil(u64::from(SMALL_THREADS));
-        // Of a single chunk nobody sees the state, unless it is carried. The state before it is then what
-        // new buffers hold: zeros.
-        let is_unseen = params.documents * params.slots == 1 && self.linear.carry == Carry::None;
         match kernel {
-            Kernel::ChunkState | Kernel::CoopState | Kernel::StateScan if is_unseen => (0, 1),
+            Kernel::ChunkState | Kernel::CoopState | Kernel::StateScan
+                if self.leaves_workspace_zero(params.documents) =>
+            {
+                (0, 1)
+            }
             Kernel::Recurrent => {
                 let slices = cut(tiles.recurrent_slice);
                 (heads * u64::from(params.documents) * u64::from(slices), slices)
