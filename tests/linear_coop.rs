@@ -31,19 +31,37 @@ fn scaled(values: &[f32], by: f32, and: f32) -> Vec<f32> {
 #[test]
 fn blocks_and_chunks() {
     let Some(context) = matrices() else { return };
-    // Dims of whole matrices, others by eights and by fours, and values of more than four matrices.
-    let cases = [(16, 16, (24, 40)), (16, 64, (20, 68)), (32, 64, (32, 48)), (48, 96, (32, 48))];
-    for (seed, (block, chunk, (head_dim, value_dim))) in cases.into_iter().enumerate() {
+    // Dims of whole matrices, others by eights and by fours, and values of more than four matrices, of
+    // which two workgroups share an even number; a state that is kept, and one that need not be exact.
+    let cases = [
+        (16, 16, (24, 40), Carry::InOut),
+        (16, 64, (20, 68), Carry::None),
+        (32, 64, (32, 48), Carry::None),
+        (48, 96, (32, 96), Carry::InOut),
+    ];
+    for (seed, (block, chunk, (head_dim, value_dim), carry)) in cases.into_iter().enumerate() {
         for rule in RULES {
             let shape = Shape::new(1, 2, 197, head_dim).with_value_dim(value_dim);
             let linear = LinearAttention::new(shape, DType::F16)
                 .with_rule(rule)
                 .with_block(block)
                 .with_chunk(chunk)
-                .with_carry(Carry::InOut);
+                .with_carry(carry);
             check(context, &Case::new(linear, seed as u64));
         }
     }
+}
+
+/// Gates of a chunk that is long: sums of hundreds, whose differences decide.
+#[test]
+fn gates_of_a_long_chunk() {
+    let Some(context) = matrices() else { return };
+    let linear = LinearAttention::new(Shape::new(1, 1, 1100, 16), DType::F16)
+        .with_rule(Rule::Gated { per_key_dim: false })
+        .with_block(16)
+        .with_chunk(1024)
+        .with_carry(Carry::InOut);
+    check(context, &Case::new(linear, 13));
 }
 
 /// The largest dims, which take most registers, in the blocks that the device has by default.

@@ -15,7 +15,7 @@
 
 const FEATURE_TILES: u32 = FEATURE_VECS / 4u;
 const TOKEN_TILES: u32 = BLOCK / 16u;
-const STRIPS: u32 = VALUE_VECS / 4u;
+const STRIPS: u32 = SLICE_VECS / 4u;
 const THREADS: u32 = 32u * STRIPS;
 // Strides in vectors of four; the padding keeps rows out of each other's banks.
 const KEY_STRIDE: u32 = FEATURE_VECS + 2u;
@@ -23,7 +23,7 @@ const ROOM_STRIDE: u32 = 6u;
 const KEY_LOADS: u32 = (BLOCK * FEATURE_VECS + THREADS - 1u) / THREADS;
 const LOST_LOADS: u32 = (BLOCK + THREADS - 1u) / THREADS;
 
-const_assert FEATURE_VECS % 4u == 0u && VALUE_VECS % 4u == 0u;
+const_assert FEATURE_VECS % 4u == 0u && SLICE_VECS % 4u == 0u && VALUE_VECS % SLICE_VECS == 0u;
 const_assert BLOCK % 16u == 0u && CHUNK % BLOCK == 0u;
 
 // Matrices load from addresses that are multiples of 16 bytes: vectors of f32 come first, and every
@@ -47,14 +47,15 @@ alias Strip = array<vec4<f32>, 2u * TOKEN_TILES>;
 
 struct Lane {
     strip: u32, // its subgroup
+    column: u32, // the first vector of its strip, among those of the values
     row: u32, // of a matrix
     half: u32, // vectors `half` and `half + 2` of the row are its own
     room: u32, // where its row starts in its subgroup's room
 }
 
-fn lane_of(subgroup: u32, subgroup_lane: u32) -> Lane {
+fn lane_of(slice: u32, subgroup: u32, subgroup_lane: u32) -> Lane {
     let row = subgroup_lane / 2u;
-    return Lane(subgroup, row, subgroup_lane % 2u, (16u * subgroup + row) * ROOM_STRIDE);
+    return Lane(subgroup, slice * SLICE_VECS + 4u * subgroup, row, subgroup_lane % 2u, (16u * subgroup + row) * ROOM_STRIDE);
 }
 
 // The block that is computed: its tokens are `first` and on, in the chunk.
@@ -72,6 +73,7 @@ struct Next {
     key: array<Ahead, KEY_LOADS>,
     value: array<Ahead, 2u * TOKEN_TILES>,
     lost: array<vec2<f32>, LOST_LOADS>,
+    lost_before: vec2<f32>,
 }
 
 fn fetch(next: ptr<function, Next>, thread: u32, lane: Lane, here: Place, first: u32) {
@@ -85,7 +87,7 @@ fn fetch(next: ptr<function, Next>, thread: u32, lane: Lane, here: Place, first:
     // unroll
     for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
         let index = token_at(here.chunk, first + 16u * (n / 2u) + lane.row);
-        let vector = 4u * lane.strip + 2u * (n % 2u) + lane.half;
+        let vector = lane.column + 2u * (n % 2u) + lane.half;
         (*next).value[n] = value_ahead(value_start + index * params.value.z, 4u * vector);
     }
     if (GATED) {
@@ -94,6 +96,7 @@ fn fetch(next: ptr<function, Next>, thread: u32, lane: Lane, here: Place, first:
             let local = first + min(n * THREADS + thread, BLOCK - 1u);
             (*next).lost[n] = gate_sum(here, min(local, CHUNK - 1u), 0u);
         }
+        (*next).lost_before = gate_sum(here, min(max(first, 1u), CHUNK) - 1u, 0u);
     }
 }
 
@@ -109,7 +112,8 @@ fn f16_part(x: vec4<f32>) -> vec4<f32> {
     return bitcast<vec4<f32>>((bitcast<vec4<u32>>(x) + vec4(0x1000u)) & vec4(0xffffe000u));
 }
 
-fn put(next: ptr<function, Next>, thread: u32) {
+// Puts down the block that begins at token `first` of the chunk.
+fn put(next: ptr<function, Next>, thread: u32, first: u32) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
@@ -123,7 +127,7 @@ fn put(next: ptr<function, Next>, thread: u32) {
         for (var n = 0u; n < LOST_LOADS; n++) {
             let local = n * THREADS + thread;
             if (local < BLOCK) {
-                lost[local] = (*next).lost[n];
+                lost[local] = (*next).lost[n] - select(vec2(0.0), (*next).lost_before, first > 0u);
             }
         }
     }
@@ -197,7 +201,7 @@ fn values_of(next: ptr<function, Next>, lane: Lane) -> Strip {
     var strip: Strip;
     // unroll
     for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
-        let dim = 4u * (4u * lane.strip + 2u * (n % 2u) + lane.half);
+        let dim = 4u * (lane.column + 2u * (n % 2u) + lane.half);
         strip[n] = select(vec4(0.0), arrived((*next).value[n]), WHOLE || dim < params.value_dim);
     }
     return strip;

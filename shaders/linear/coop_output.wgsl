@@ -15,7 +15,6 @@ const QUERY_STRIDE: u32 = FEATURE_VECS + 2u;
 const SCORES_AT: u32 = BLOCK * QUERY_STRIDE;
 const SCORE_STRIDE: u32 = BLOCK / 4u + 2u;
 const QUERY_VECS: u32 = SCORES_AT + BLOCK * SCORE_STRIDE;
-const EXACT: bool = false;
 const SCORE_TILES: u32 = TOKEN_TILES * (TOKEN_TILES + 1u) / 2u;
 const SCORE_SHARE: u32 = (SCORE_TILES + STRIPS - 1u) / STRIPS;
 const NEVER: u32 = 0xffffffffu;
@@ -107,7 +106,7 @@ fn stage(
     following: u32,
 ) {
     workgroupBarrier();
-    put(next, thread);
+    put(next, thread, following - BLOCK);
     put_queries(next_queries, thread);
     if (holds_non_finite(next)) {
         atomicStore(&any_spoilt, 1u);
@@ -215,7 +214,7 @@ fn main(
         return;
     }
     let thread = 32u * subgroup + subgroup_lane;
-    let lane = lane_of(subgroup, subgroup_lane);
+    let lane = lane_of(0u, subgroup, subgroup_lane);
     let slope = slope_in_block(here.head);
     for (var i = thread; i < 16u * STRIPS; i += THREADS) {
         atomicStore(&spoilt_since[i], NEVER);
@@ -231,7 +230,7 @@ fn main(
     // unroll
     for (var f = 0u; f < FEATURE_TILES; f++) {
         state_strip[f] = coopLoadT<coop_mat16x16<f32, C>>(
-            &state[entry + 16u * f * VALUE_VECS + 4u * lane.strip], VALUE_VECS);
+            &state[entry + 16u * f * VALUE_VECS + lane.column], VALUE_VECS);
     }
     var shares: array<ScoreTile, SCORE_SHARE>;
     // unroll

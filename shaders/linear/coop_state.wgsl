@@ -6,7 +6,6 @@
 // Nothing comes back out of matrices here, and no queries go in.
 const WIDE_ROOMS: u32 = 1u;
 const QUERY_VECS: u32 = 2u;
-const EXACT: bool = true;
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -19,12 +18,12 @@ fn main(
     if (index >= params.workgroups) {
         return;
     }
-    let here = place(index);
+    let here = place(index / params.slices);
     if (here.chunk.count == 0u) {
         return;
     }
     let thread = 32u * subgroup + subgroup_lane;
-    let lane = lane_of(subgroup, subgroup_lane);
+    let lane = lane_of(index % params.slices, subgroup, subgroup_lane);
     let slope = slope_in_block(here.head);
     let zero = zero_matrix(lane);
 
@@ -39,7 +38,7 @@ fn main(
     for (var first = 0u; first < here.chunk.count; first += BLOCK) {
         let block = block_at(here, first);
         workgroupBarrier();
-        put(&next, thread);
+        put(&next, thread, first);
         workgroupBarrier();
         var values = values_of(&next, lane);
         fetch(&next, thread, lane, here, first + BLOCK);
@@ -49,6 +48,6 @@ fn main(
     let entry = entry_start(here);
     // unroll
     for (var f = 0u; f < FEATURE_TILES; f++) {
-        coopStoreT(state_strip[f], &state[entry + 16u * f * VALUE_VECS + 4u * lane.strip], VALUE_VECS);
+        coopStoreT(state_strip[f], &state[entry + 16u * f * VALUE_VECS + lane.column], VALUE_VECS);
     }
 }

@@ -1,6 +1,5 @@
 // What the scans over chunks share: the chunks' entries, the caller's state, decays of whole chunks.
-// Expects: sequences.wgsl, state_vec4.wgsl or state_any.wgsl, const SPAN, the tokens whose gates are
-// summed together.
+// Expects: sequences.wgsl, state_vec4.wgsl or state_any.wgsl.
 
 @group(0) @binding(1) var<storage, read_write> chunks: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> state: array<StateWord>;
@@ -13,11 +12,7 @@ fn chunk_decay(head: u32, entry: u32, chunk: Chunk, row: u32) -> f32 {
         return exp(-slope_of(head) * f32(chunk.count));
     }
     let column = select(0u, row, PER_KEY_DIM);
-    var sum = vec2(0.0);
-    // unroll
-    for (var end = SPAN; end < CHUNK + 1u; end += SPAN) {
-        sum += sums[(entry * CHUNK + end - 1u) * GATES + column];
-    }
+    let sum = sums[((entry + 1u) * CHUNK - 1u) * GATES + column];
     return exp(-sum.x - sum.y);
 }
 

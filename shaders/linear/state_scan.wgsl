@@ -1,7 +1,8 @@
 // linear.state_scan: from what each chunk adds to the state before each chunk, in place. An
 // invocation takes one vector of one key head's state after another, as many as the workgroups leave
 // it, and walks the chunks of the segment; AHEAD of them are loaded at a time while there are as many,
-// since each step waits for the one before it and memory need not. Behind the segment's last entry lies
+// since each step waits for the one before it and memory need not. Those loops are written out, or what
+// they load would lie in memory. Behind the segment's last entry lies
 // the state that the next segment begins with.
 // Expects: scan.wgsl.
 
@@ -22,17 +23,34 @@ fn vector_at(here: Owned, slot: u32) -> u32 {
     return (here.first_entry + slot) * ENTRY_VECS + here.row * VALUE_VECS + here.column;
 }
 
+// What a chunk does to the vector.
+struct Step {
+    chunk: Chunk,
+    added: vec4<f32>,
+    left: f32, // of the state before it
+}
+
+fn step_of(here: Owned, slot: u32) -> Step {
+    let chunk = find_chunk(params.first_slot + slot);
+    // Nobody sees what comes after the last chunk of a document, unless it is carried out.
+    var added = vec4(0.0);
+    if (!chunk.is_last || params.carries_out != 0u) {
+        added = chunks[vector_at(here, slot)];
+    }
+    return Step(chunk, added, chunk_decay(here.head, here.first_entry + slot, chunk, here.row));
+}
+
 // Leaves the state before a chunk in its entry, and goes on to the state after it.
-fn pass_chunk(current: ptr<function, vec4<f32>>, added: vec4<f32>, chunk: Chunk, slot: u32, here: Owned) {
-    let callers = state_place(here.batch, here.head, chunk.document, here.row, here.column);
-    if (chunk.is_first) {
+fn take(current: ptr<function, vec4<f32>>, step: Step, slot: u32, here: Owned) {
+    let callers = state_place(here.batch, here.head, step.chunk.document, here.row, here.column);
+    if (step.chunk.is_first) {
         *current = initial_state(callers);
     }
     chunks[vector_at(here, slot)] = *current;
-    if (chunk.count > 0u) {
-        *current = chunk_decay(here.head, here.first_entry + slot, chunk, here.row) * *current + added;
+    if (step.chunk.count > 0u) {
+        *current = step.left * *current + step.added;
     }
-    if (chunk.is_last) {
+    if (step.chunk.is_last) {
         final_state(callers, *current);
     }
 }
@@ -53,22 +71,18 @@ fn scan(vector: u32, head_and_batch: u32) {
     }
     var slot = 0u;
     for (; slot + AHEAD <= params.segment_slots; slot += AHEAD) {
-        var added: array<vec4<f32>, AHEAD>;
+        var steps: array<Step, AHEAD>;
+        // unroll
         for (var i = 0u; i < AHEAD; i++) {
-            added[i] = chunks[vector_at(here, slot + i)];
+            steps[i] = step_of(here, slot + i);
         }
+        // unroll
         for (var i = 0u; i < AHEAD; i++) {
-            pass_chunk(&current, added[i], find_chunk(params.first_slot + slot + i), slot + i, here);
+            take(&current, steps[i], slot + i, here);
         }
     }
     for (; slot < params.segment_slots; slot++) {
-        let chunk = find_chunk(params.first_slot + slot);
-        var added = vec4(0.0);
-        // Nobody sees what comes after the last chunk of a document, unless it is carried out.
-        if (!chunk.is_last || params.carries_out != 0u) {
-            added = chunks[vector_at(here, slot)];
-        }
-        pass_chunk(&current, added, chunk, slot, here);
+        take(&current, step_of(here, slot), slot, here);
     }
     if (is_continued()) {
         chunks[carry] = current;

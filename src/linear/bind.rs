@@ -367,7 +367,7 @@ impl LinearPlan {
                 (heads * u64::from(params.documents) * u64::from(slices), slices)
             }
             Kernel::ChunkSums => {
-                let sums = tiles.gates(&self.linear) * (tiles.chunk / tiles.block);
+                let sums = tiles.gates(&self.linear) * tiles.spans(&self.linear);
                 (threads(entries * u64::from(sums)), 1)
             }
             Kernel::ChunkState => {
@@ -378,7 +378,11 @@ impl LinearPlan {
                 let vectors = 4 * tiles.feature_vecs * tiles.value_vecs;
                 (threads(heads * u64::from(vectors)).min(SCAN_WORKGROUPS), 1)
             }
-            Kernel::ChunkCorrect | Kernel::CoopState => (entries, 1),
+            Kernel::ChunkCorrect => (entries, 1),
+            Kernel::CoopState => {
+                let slices = cut(tiles.state_slice);
+                (entries * u64::from(slices), slices)
+            }
             Kernel::CoopOutput => (entries * u64::from(params.group), 1),
             Kernel::DeltaScan => {
                 let slices = cut(tiles.delta_slice);

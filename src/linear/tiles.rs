@@ -44,8 +44,7 @@ pub(super) struct Tiles {
     pub output_slice: u32,
     /// Vectors of features in workgroup memory at a time, for the outputs of chunks.
     pub chunk_vecs: u32,
-    /// Tokens that are taken at a time on matrix units, and whose gates are summed together: a part
-    /// of the chunk; all of it elsewhere.
+    /// Tokens that are taken at a time on matrix units: a part of the chunk; all of it elsewhere.
     pub block: u32,
 }
 
@@ -68,12 +67,15 @@ impl Tiles {
     fn coop(caps: &Caps, linear: &LinearAttention) -> (Self, bool) {
         let shape = &linear.shape;
         let block = linear.block.unwrap_or_else(|| default_block(caps, linear));
+        let value_vecs = shape.value_dim.next_multiple_of(16) / 4;
         let tiles = Self {
             feature_vecs: shape.head_dim.next_multiple_of(16) / 4,
-            value_vecs: shape.value_dim.next_multiple_of(16) / 4,
+            value_vecs,
             head_vecs: shape.head_dim.next_multiple_of(16) / 4,
             chunk: linear.chunk.unwrap_or_else(|| coop_chunk(linear, block)),
             block,
+            state_slice: coop_slice(value_vecs),
+            output_slice: value_vecs,
             ..Self::portable(caps, linear, Half::Values).0
         };
         (tiles, tiles.coop_bytes() <= caps.workgroup_memory)
@@ -166,6 +168,12 @@ impl Tiles {
         if linear.rule.is_per_key_dim() { 4 * self.feature_vecs } else { 1 }
     }
 
+    /// Parts of a chunk whose gates are summed side by side, by neighbouring threads.
+    pub fn spans(&self, linear: &LinearAttention) -> u32 {
+        let most = if linear.rule.is_per_key_dim() { 1 } else { SMALL_THREADS };
+        most.min(1 << self.chunk.trailing_zeros())
+    }
+
     /// Bytes of the sums of one chunk's gates.
     pub fn sum_bytes(&self, linear: &LinearAttention) -> u64 {
         8 * u64::from(self.chunk) * u64::from(self.gates(linear))
@@ -202,8 +210,15 @@ fn coop_chunk(linear: &LinearAttention, block: u32) -> u32 {
 }
 
 /// Workgroups that a device should have to do: several for each of some hundred cores. On an H100, of
-/// 65,536 tokens of 16 heads, 512 of them take 0.50 and 1.44 ms (D=64 and 128), 1024 take 0.52 and 1.51.
+/// 65,536 tokens of 16 heads, 512 of them took 0.50 and 1.44 ms (D=64 and 128), 1024 took 0.52 and 1.51.
 const WORKGROUPS: u64 = 512;
+
+/// Vectors of columns of one workgroup of `linear.coop_state`: four subgroups, of which an H100 takes
+/// two workgroups to a core, do better than eight that wait for each other (0.36 and 0.40 ms at D=128).
+/// In `linear.coop_output` they would put down the queries twice, and lose more (1.44 and 0.99 ms).
+const fn coop_slice(value_vecs: u32) -> u32 {
+    if value_vecs > 16 && value_vecs.is_multiple_of(8) { value_vecs / 2 } else { value_vecs }
+}
 
 /// How the tensors of one half are reached: the denominators are f32 numbers of a workspace.
 pub(super) fn alignment(linear: &LinearAttention, half: Half) -> Alignment {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::tiles::{Half, SMALL_THREADS, THREADS, Tiles, alignment};
-use super::{FeatureMap, LinearAttention};
+use super::{Carry, FeatureMap, LinearAttention};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::workspace::{dtype_fragment, matrix_store_fragment, store_fragment};
 use crate::{Alignment, Caps, DType, Error, Unsupported};
@@ -295,12 +295,19 @@ impl Kernel {
                 let shape = &linear.shape;
                 let whole = shape.head_dim == 4 * tiles.feature_vecs
                     && shape.value_dim == 4 * tiles.value_vecs;
+                // A state that is kept must be exact to f32, where outputs are rounded to f16.
+                let exact = self == Self::CoopState && linear.carry != Carry::None;
                 header = header.size("BLOCK", tiles.block).switch("WHOLE", whole);
-                (None, None)
+                header = header.switch("EXACT", exact);
+                let slice = match self {
+                    Self::CoopState => tiles.state_slice,
+                    _ => tiles.output_slice,
+                };
+                (None, Some(slice))
             }
         };
-        if matches!(self, Self::ChunkSums | Self::StateScan | Self::DeltaScan) {
-            header = header.size("SPAN", tiles.block);
+        if self == Self::ChunkSums {
+            header = header.size("SPANS", tiles.spans(linear));
         }
         if let Some(threads) = threads {
             header = header.size("THREADS", threads);
