@@ -73,11 +73,6 @@ impl Tensors {
         let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
         bias.tensor("bias", [batch, heads, shape.query_len, shape.key_len], false).map(Some)
     }
-
-    /// Frees what was made for the call.
-    pub fn release(&self) {
-        self.taken.release();
-    }
 }
 
 /// The dtype of the queries, where there are some.
@@ -149,9 +144,7 @@ impl Planned {
     async fn run(&self, options: &Options) -> Result<JsValue, JsValue> {
         self.context.alive()?;
         let tensors = self.take(options)?;
-        let result = self.run_on(&tensors, options).await;
-        tensors.release();
-        result
+        self.run_on(&tensors, options).await
     }
 
     async fn run_on(&self, tensors: &Tensors, options: &Options) -> Result<JsValue, JsValue> {
@@ -186,7 +179,7 @@ impl AttentionPlan {
         let tensors = planned.take(&options)?;
         let results = planned.outputs(&options)?;
         let bound = planned.bind(&tensors, &results).map_err(thrown)?;
-        Ok(Bound::new(&planned.context, bound, results))
+        Ok(Bound::new(&planned.context, bound, results, tensors.taken))
     }
 
     /// The kernel that was chosen.
@@ -244,17 +237,12 @@ impl Context {
         let (options, attention, side, oracle, mut choice) = read().map_err(thrown)?;
         let packed = config::packed(&options).map_err(thrown)?;
         let tensors = Tensors::take(self, &options, (&attention, packed))?;
-        let result = async {
-            if let Some(wanted) = oracle {
-                let list = sparse::best(self, (&attention, &side), &tensors, wanted).await?;
-                choice = Choice::List(list);
-            }
-            let planned = Planned::new(self, &options, (attention, side, choice)).await?;
-            planned.run_on(&tensors, &options).await
-        };
-        let result = result.await;
-        tensors.release();
-        result
+        if let Some(wanted) = oracle {
+            let list = sparse::best(self, (&attention, &side), &tensors, wanted).await?;
+            choice = Choice::List(list);
+        }
+        let planned = Planned::new(self, &options, (attention, side, choice)).await?;
+        planned.run_on(&tensors, &options).await
     }
 }
 

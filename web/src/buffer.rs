@@ -18,7 +18,8 @@ pub struct Buffer {
     pub(crate) elements: usize,
 }
 
-/// The tensors of a call: the caller's buffers, or those that were made for it.
+/// The tensors of a call: the caller's buffers, or those that were made for it, which are freed with
+/// this.
 #[derive(Default)]
 pub struct Taken {
     made: Vec<Buffer>,
@@ -43,9 +44,10 @@ impl Taken {
         }
         Ok(buffer)
     }
+}
 
-    /// Frees what was made for the call.
-    pub fn release(&self) {
+impl Drop for Taken {
+    fn drop(&mut self) {
         self.made.iter().for_each(Buffer::destroy);
     }
 }

@@ -157,9 +157,7 @@ impl Planned {
         let called = self.bind(options)?;
         self.context.library().run(&called.bound).await.map_err(thrown)?;
         self.context.alive()?;
-        let result = called.results.hand_out(&self.context, called.taken.on_device).await;
-        called.taken.release();
-        result
+        called.results.hand_out(&self.context, called.taken.on_device).await
     }
 }
 
@@ -188,7 +186,7 @@ impl LinearPlan {
         self.0.context.alive()?;
         let options = Options::new(&tensors, "tensors", &[TENSORS]).map_err(thrown)?;
         let called = self.0.bind(&options)?;
-        Ok(Bound::new(&self.0.context, called.bound, called.results))
+        Ok(Bound::new(&self.0.context, called.bound, called.results, called.taken))
     }
 
     /// The algorithm that was chosen.

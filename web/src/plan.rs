@@ -5,7 +5,7 @@ use wasm_bindgen::prelude::*;
 use wgpu_attention::attention::tolerance::Comparison;
 use wgpu_attention::{DType, Error, View};
 
-use crate::buffer::{Buffer, typed};
+use crate::buffer::{Buffer, Taken, typed};
 use crate::context::Context;
 use crate::error::{refuse, thrown};
 use crate::options::Options;
@@ -16,6 +16,8 @@ pub struct Bound {
     context: Context,
     bound: wgpu_attention::Bound,
     results: Results,
+    /// Held as long as the buffers are bound.
+    _taken: Taken,
 }
 
 #[wasm_bindgen]
@@ -42,12 +44,19 @@ impl Bound {
 }
 
 impl Bound {
-    pub fn new(context: &Context, bound: wgpu_attention::Bound, results: Results) -> Self {
-        Self { context: context.clone(), bound, results }
+    pub fn new(
+        context: &Context,
+        bound: wgpu_attention::Bound,
+        mut results: Results,
+        taken: Taken,
+    ) -> Self {
+        // `out` hands them over.
+        results.list.iter_mut().for_each(|output| output.held = true);
+        Self { context: context.clone(), bound, results, _taken: taken }
     }
 }
 
-/// The outputs of a call, the main one first.
+/// The outputs of a call, the main one first. Those that no caller holds are freed with this.
 #[derive(Default)]
 pub struct Results {
     list: Vec<Output>,
@@ -57,7 +66,14 @@ struct Output {
     name: &'static str,
     shape: [u32; 4],
     buffer: Buffer,
-    given: bool,
+    /// Whether the caller holds the buffer.
+    held: bool,
+}
+
+impl Drop for Results {
+    fn drop(&mut self) {
+        self.list.iter().filter(|output| !output.held).for_each(|output| output.buffer.destroy());
+    }
 }
 
 impl Results {
@@ -74,7 +90,7 @@ impl Results {
                 thrown(refuse(option, format!("a Buffer of {kind}"), crate::error::shown(&value)))
             })
         });
-        let (buffer, given) = match given {
+        let (buffer, held) = match given {
             Some(buffer) => (buffer?, true),
             None => {
                 let count: u64 = shape.iter().map(|&n| u64::from(n)).product();
@@ -90,13 +106,13 @@ impl Results {
                 (Buffer::empty(context.library(), kind, count as usize), false)
             }
         };
-        self.list.push(Output { name, shape, buffer, given });
+        self.list.push(Output { name, shape, buffer, held });
         Ok(())
     }
 
     /// Adds an output that is an input too.
-    pub fn add_buffer(&mut self, name: &'static str, shape: [u32; 4], buffer: Buffer, given: bool) {
-        self.list.push(Output { name, shape, buffer, given });
+    pub fn add_buffer(&mut self, name: &'static str, shape: [u32; 4], buffer: Buffer, held: bool) {
+        self.list.push(Output { name, shape, buffer, held });
     }
 
     pub fn view(&self, name: &str, packed: bool) -> Result<View<'_>, Error> {
@@ -107,19 +123,24 @@ impl Results {
 
     /// The results for JavaScript: the one, or all by name; buffers for `on_device` and where the
     /// caller gave some, typed arrays otherwise.
-    pub async fn hand_out(&self, context: &Context, on_device: bool) -> Result<JsValue, JsValue> {
+    pub async fn hand_out(
+        mut self,
+        context: &Context,
+        on_device: bool,
+    ) -> Result<JsValue, JsValue> {
         let object = Object::new();
-        for Output { name, buffer, given, .. } in &self.list {
-            let value = if on_device || *given {
+        let alone = self.list.len() == 1;
+        for Output { name, buffer, held, .. } in &mut self.list {
+            *held |= on_device;
+            let value = if *held {
                 JsValue::from(buffer.clone())
             } else {
                 let shape = [1, 1, 1, buffer.elements as u32];
                 let view = View::new(&buffer.raw, buffer.kind, shape);
                 let numbers = context.library().read(view).await.map_err(thrown)?;
-                buffer.destroy();
                 typed(&numbers, buffer.kind)
             };
-            if self.list.len() == 1 {
+            if alone {
                 return Ok(value);
             }
             Reflect::set(&object, &(*name).into(), &value)?;

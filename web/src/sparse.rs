@@ -151,9 +151,7 @@ impl Context {
         let (attention, side, choice, options) = read().map_err(thrown)?;
         let packed = config::packed(&options).map_err(thrown)?;
         let tensors = Tensors::take(self, &options, (&attention, packed))?;
-        let list = best(self, (&attention, &side), &tensors, choice).await;
-        tensors.release();
-        exported(&list?)
+        exported(&best(self, (&attention, &side), &tensors, choice).await?)
     }
 }
 

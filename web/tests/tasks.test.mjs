@@ -1,4 +1,5 @@
-// No task of ours holds the page longer than 50 ms: planning, patterns, calls, and the reference on a few rows.
+// No task of ours holds the page longer than 50 ms: planning, patterns, calls, and the reference on a few rows. Nor do
+// calls hold the memory of what they made, be they answered or refused.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -38,6 +39,49 @@ test("planning and computing leave the page its turns", async () => {
   const { "a task of 120 ms": sanity, ...ours } = tasks;
   assert.equal(sanity.length, 1, "the browser reports long tasks");
   for (const [name, durations] of Object.entries(ours)) assert.deepEqual(durations, [], name);
+  assert.deepEqual(errors, []);
+  await page.close();
+});
+
+test("calls free what they made", async () => {
+  const { page, errors } = await browser.page("tests/blank.html");
+  const held = await page.evaluate(async () => {
+    const made = new Set();
+    const { createBuffer } = GPUDevice.prototype;
+    GPUDevice.prototype.createBuffer = function (descriptor) {
+      const buffer = createBuffer.call(this, descriptor);
+      if (descriptor.label === "tensor") made.add(buffer);
+      return buffer;
+    };
+    const { destroy } = GPUBuffer.prototype;
+    GPUBuffer.prototype.destroy = function () {
+      made.delete(this);
+      return destroy.call(this);
+    };
+    const module = await import("/pkg/wgpu_attention.js");
+    await module.default();
+    const context = await module.Context.create();
+    const shape = [1, 2, 40, 16];
+    const [q, short] = [2 * 40 * 16, 7].map((length) => new Float32Array(length));
+    const held = {};
+    const after = async (name, call) => {
+      const refused = await call().then(() => false, () => true);
+      held[name] = { refused, buffers: made.size };
+      made.clear();
+    };
+    for (const family of ["attention", "linear"]) {
+      await after(`${family}`, () => context[family]({ q, k: q, v: q, shape }));
+      await after(`${family}, refused`, () => context[family]({ q, k: q, v: short, shape }));
+      await after(`${family}, no tensor`, () => context[family]({ q, k: q, v: "none", shape }));
+    }
+    const buffer = context.buffer(q);
+    await after("a buffer and its result", () => context.linear({ q: buffer, k: q, v: q, shape }));
+    return held;
+  });
+  for (const [name, { refused, buffers }] of Object.entries(held)) {
+    assert.equal(refused, / (refused|no tensor)$/.test(name), name);
+    assert.equal(buffers, name.startsWith("a buffer") ? 2 : 0, name);
+  }
   assert.deepEqual(errors, []);
   await page.close();
 });
