@@ -11,7 +11,8 @@
 //     for at once: tokens beyond the chunk are copies of its last, of which nothing is left.
 //  5. Where decay is constant, what it leaves inside of a block is the same in every one, and stays in
 //     registers.
-// Expects: chunks.wgsl, tensors.wgsl, load_vec4.wgsl, const BLOCK, WHOLE, WIDE_ROOMS, QUERY_VECS, EXACT.
+// Expects: chunks.wgsl, tensors.wgsl, load_vec4.wgsl, const BLOCK, SLICE_VECS, WHOLE, EXACT, WIDE_ROOMS,
+// QUERY_VECS.
 
 const FEATURE_TILES: u32 = FEATURE_VECS / 4u;
 const TOKEN_TILES: u32 = BLOCK / 16u;

@@ -1,6 +1,6 @@
 // linear.coop_state: what each chunk by itself adds to the state, Σ decay · k vᵀ, on matrix units.
-// One workgroup walks one chunk of one key head and keeps the sum in its matrices; it is written
-// once, in f32.
+// One workgroup walks one chunk of one key head and keeps SLICE_VECS of the sum's columns in its
+// matrices; they are written once, in f32.
 // Barriers: two of the workgroup for each block of BLOCK tokens.
 
 // Nothing comes back out of matrices here, and no queries go in.

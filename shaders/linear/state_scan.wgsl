@@ -2,8 +2,8 @@
 // invocation takes one vector of one key head's state after another, as many as the workgroups leave
 // it, and walks the chunks of the segment; AHEAD of them are loaded at a time while there are as many,
 // since each step waits for the one before it and memory need not. Those loops are written out, or what
-// they load would lie in memory. Behind the segment's last entry lies
-// the state that the next segment begins with.
+// they load would lie in memory. Behind the segment's last entry lies the state that the next segment
+// begins with.
 // Expects: scan.wgsl.
 
 const AHEAD: u32 = 8u;

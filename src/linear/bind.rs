@@ -3,16 +3,16 @@
 
 use super::check::check_arrays;
 use super::plan::{Compiled, LinearInputs, LinearOutputs, LinearPlan};
+use super::tensors::Tensors;
 use super::tiles::{Half, SCAN_WORKGROUPS, SMALL_THREADS};
 use super::variant::Kernel;
-use super::{Carry, LinearAttention, LinearVariant};
+use super::{Carry, LinearVariant};
 use crate::params::{ABSENT, LinearParams};
 use crate::plan::{Bound, PackedLayout, Step};
 use crate::workspace::{
-    Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, expected, grid,
-    narrow_step, uniform,
+    Packer, Piece, bind_group, binding, bound_bytes, buffer, grid, narrow_step, uniform,
 };
-use crate::{Alignment, DType, Error, View};
+use crate::{DType, Error, View};
 
 /// The workspace of the chunked kernels grows no further than this for the sake of parallel work:
 /// what one kernel leaves there should still be in the cache when the next one reads it.
@@ -20,19 +20,6 @@ const WORKSPACE_BYTES: u64 = 64 << 20;
 
 /// Chunks of a segment, unless the binding limit asks for fewer.
 const LEAST_SEGMENT: u64 = 4;
-
-/// The tensors of a call, or of a piece of it.
-#[derive(Clone, Copy)]
-struct Tensors<'a> {
-    query: View<'a>,
-    key: View<'a>,
-    value: View<'a>,
-    out: View<'a>,
-    state: Option<View<'a>>,
-    normalizer: Option<View<'a>>,
-    gate: Option<View<'a>>,
-    beta: Option<View<'a>>,
-}
 
 /// Buffers that the pieces use one after the other.
 struct Workspace {
@@ -433,77 +420,6 @@ impl LinearPlan {
             scale: linear.scale,
             epsilon: linear.normalize.unwrap_or(0.0),
             ..LinearParams::default()
-        }
-    }
-}
-
-impl<'a> Tensors<'a> {
-    /// Checks every view against the configuration and against the others.
-    fn check(
-        linear: &LinearAttention,
-        inputs: &LinearInputs<'a>,
-        outputs: &LinearOutputs<'a>,
-        documents: u32,
-    ) -> Result<Self, Error> {
-        let (shape, dtype) = (&linear.shape, Some(linear.dtype));
-        inputs.query.check("query", shape.query(), dtype)?;
-        inputs.key.check("key", shape.key(), dtype)?;
-        inputs.value.check("value", shape.value(), dtype)?;
-        outputs.out.check("out", shape.out(), dtype)?;
-        // Their own dtype is as good as any.
-        let any = |view: Option<View<'_>>| view.map_or(DType::F32, |view| view.dtype);
-        let gate = linear.rule.is_gated().then(|| (linear.gate(), any(inputs.gate)));
-        let gate = expected("gate", inputs.gate, gate)?;
-        let beta = linear.rule.is_delta().then(|| (linear.beta(), any(inputs.beta)));
-        let beta = expected("beta", inputs.beta, beta)?;
-        let carried = linear.carry != Carry::None;
-        let state = carried.then(|| (linear.state(documents), DType::F32));
-        let state = expected("state", outputs.state, state)?;
-        let normalizer = (carried && linear.normalize.is_some())
-            .then(|| (linear.normalizer(documents), DType::F32));
-        let normalizer = expected("normalizer", outputs.normalizer, normalizer)?;
-
-        let read = [
-            ("query", Some(inputs.query)),
-            ("key", Some(inputs.key)),
-            ("value", Some(inputs.value)),
-            ("gate", gate),
-            ("beta", beta),
-        ];
-        let written = [("out", Some(outputs.out)), ("state", state), ("normalizer", normalizer)];
-        for (name, view) in written {
-            view.map_or(Ok(()), |view| view.check_disjoint(name))?;
-        }
-        check_buffers(&read, &written)?;
-        let alignment = linear.alignment();
-        for (name, view) in read.iter().take(3).chain(&written[..1]) {
-            view.map_or(Ok(()), |view| view.check_alignment(name, alignment))?;
-        }
-        // A state is f32, whose vectors are four numbers.
-        let of_state = if alignment == Alignment::Vec8 { Alignment::Vec4 } else { alignment };
-        state.map_or(Ok(()), |view| view.check_alignment("state", of_state))?;
-        let LinearInputs { query, key, value, .. } = *inputs;
-        Ok(Self { query, key, value, out: outputs.out, state, normalizer, gate, beta })
-    }
-
-    /// The views of one piece, whose heads are key heads.
-    fn part(&self, linear: &LinearAttention, piece: &Piece, documents: u32) -> Self {
-        let group = linear.shape.query_heads / linear.shape.key_heads;
-        let (batch, heads) = (piece.batch.clone(), piece.heads.clone());
-        let query_heads = heads.start * group..heads.end * group;
-        let sequences = batch.start * documents..batch.end * documents;
-        let of_query = |view: View<'a>| view.part(batch.clone(), query_heads.clone());
-        let of_key = |view: View<'a>| view.part(batch.clone(), heads.clone());
-        let of_state = |view: View<'a>| view.part(sequences.clone(), heads.clone());
-        Self {
-            query: of_query(self.query),
-            key: of_key(self.key),
-            value: of_key(self.value),
-            out: of_query(self.out),
-            state: self.state.map(of_state),
-            normalizer: self.normalizer.map(of_state),
-            gate: self.gate.map(of_key),
-            beta: self.beta.map(of_key),
         }
     }
 }

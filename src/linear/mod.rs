@@ -6,6 +6,7 @@ mod check;
 mod plan;
 pub mod reference;
 pub mod slopes;
+mod tensors;
 mod tiles;
 mod variant;
 

@@ -75,7 +75,6 @@ impl Tiles {
             chunk: linear.chunk.unwrap_or_else(|| coop_chunk(linear, block)),
             block,
             state_slice: coop_slice(value_vecs),
-            output_slice: value_vecs,
             ..Self::portable(caps, linear, Half::Values).0
         };
         (tiles, tiles.coop_bytes() <= caps.workgroup_memory)

@@ -295,15 +295,12 @@ impl Kernel {
                 let shape = &linear.shape;
                 let whole = shape.head_dim == 4 * tiles.feature_vecs
                     && shape.value_dim == 4 * tiles.value_vecs;
+                let is_state = self == Self::CoopState;
                 // A state that is kept must be exact to f32, where outputs are rounded to f16.
-                let exact = self == Self::CoopState && linear.carry != Carry::None;
-                header = header.size("BLOCK", tiles.block).switch("WHOLE", whole);
-                header = header.switch("EXACT", exact);
-                let slice = match self {
-                    Self::CoopState => tiles.state_slice,
-                    _ => tiles.output_slice,
-                };
-                (None, Some(slice))
+                let exact = is_state && linear.carry != Carry::None;
+                header =
+                    header.size("BLOCK", tiles.block).switch("WHOLE", whole).switch("EXACT", exact);
+                (None, Some(if is_state { tiles.state_slice } else { tiles.value_vecs }))
             }
         };
         if self == Self::ChunkSums {
