@@ -19,7 +19,7 @@ pub struct Buffer {
 }
 
 /// The tensors of a call: the caller's buffers, or those that were made for it, which are freed with
-/// this.
+/// this; and room that a call needs between its kernels.
 #[derive(Default)]
 pub struct Taken {
     made: Vec<Buffer>,
@@ -43,6 +43,13 @@ impl Taken {
             self.made.push(buffer.clone());
         }
         Ok(buffer)
+    }
+
+    /// Room for `elements` numbers.
+    pub fn make(&mut self, context: &Context, kind: DType, elements: usize) -> Buffer {
+        let buffer = Buffer::empty(context.library(), kind, elements);
+        self.made.push(buffer.clone());
+        buffer
     }
 }
 

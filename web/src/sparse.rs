@@ -8,7 +8,7 @@ use wgpu_attention::{
 };
 
 use crate::attention::{Tensors, natural};
-use crate::buffer::Buffer;
+use crate::buffer::Taken;
 use crate::config::{self, ATTENTION, COMMON, Side};
 use crate::context::Context;
 use crate::error::{refuse, thrown};
@@ -118,7 +118,8 @@ pub async fn best(
     let blocks = [shape.query_len.div_ceil(block_q), shape.key_len.div_ceil(block_k)];
     let sizes = [shape.batch, shape.query_heads, blocks[0], blocks[1]];
     let count = sizes.iter().map(|&n| n as usize).product();
-    let sums = Buffer::empty(context.library(), DType::F32, count);
+    let mut made = Taken::default();
+    let sums = made.make(context, DType::F32, count);
     let view = sums.tensor("sums", sizes, false).map_err(thrown)?;
     let [query, key, value] = tensors.views(&shape).map_err(thrown)?;
     let mut inputs = Inputs::new(query, key, value).with_arrays(side.arrays());
@@ -126,7 +127,6 @@ pub async fn best(
     let bound = plan.bind(&inputs, &Outputs::scores(view)).map_err(thrown)?;
     context.library().run(&bound).await.map_err(thrown)?;
     let numbers = context.library().read(view).await.map_err(thrown)?;
-    sums.destroy();
     let list = KeyList::from_mask(attention, &side.arrays(), (block_q, block_k)).map_err(thrown)?;
     list.top_blocks(&shape, &numbers, density).map_err(thrown)
 }

@@ -74,6 +74,8 @@ test("calls free what they made", async () => {
       await after(`${family}, refused`, () => context[family]({ q, k: q, v: short, shape }));
       await after(`${family}, no tensor`, () => context[family]({ q, k: q, v: "none", shape }));
     }
+    await after("the oracle", () => context.oracle({ q, k: q, v: q, shape, density: 0.5 }));
+    await after("the oracle, refused", () => context.oracle({ q, k: q, v: short, shape }));
     const buffer = context.buffer(q);
     await after("a buffer and its result", () => context.linear({ q: buffer, k: q, v: q, shape }));
     return held;
