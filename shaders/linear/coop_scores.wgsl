@@ -25,18 +25,23 @@ fn score_tile(lane: Lane, share: u32) -> ScoreTile {
     return ScoreTile(row, min(column, TOKEN_TILES - 1u));
 }
 
-// What decay leaves in a block: when it ends; of the state before it at each of a lane's rows; and of
-// the tokens in the subgroup's scores, NEVER_SEEN of those that come later.
+// What decay leaves in a block: when it ends, of the state before it and of a thread's keys; of that
+// state at each of a lane's rows; and of the tokens in the subgroup's scores, NEVER_SEEN of those
+// that come later. The state after a block that is not whole is asked nothing.
 struct Decays {
-    left: Left,
+    left: f32,
+    keys: array<f32, KEY_LOADS>,
     state: array<f32, TOKEN_TILES>,
     scores: array<vec4<f32>, 2u * SCORE_SHARE>,
 }
 
 fn decays_of(slope: f32, shares: ptr<function, array<ScoreTile, SCORE_SHARE>>, lane: Lane) -> Decays {
     var decays: Decays;
-    // The state after a block that is not whole is asked nothing.
-    decays.left = left_at_end(slope, lane, Block(0u, BLOCK));
+    decays.left = left_of_state(slope, BLOCK - 1u);
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        decays.keys[n] = left_between(slope, BLOCK - 1u, min(token_of_key(n, lane), BLOCK - 1u));
+    }
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
         decays.state[t] = left_of_state(slope, 16u * t + lane.row);
@@ -61,6 +66,8 @@ fn score(
     zero: coop_mat16x16<f32, C>,
     lane: Lane,
 ) {
+    let room = room_of(lane);
+    let row = row_of(lane) + lane.half;
     // unroll
     for (var share = 0u; share < SCORE_SHARE; share++) {
         let tile = (*shares)[share];
@@ -73,14 +80,13 @@ fn score(
                 products = coopMultiplyAdd(queries, keys, products);
             }
         }
-        coopStoreT(products, &tiles.wide[16u * lane.strip * ROOM_STRIDE], ROOM_STRIDE);
+        coopStoreT(products, &tiles.wide[room], ROOM_STRIDE);
         subgroupBarrier();
         var weights: array<vec4<f32>, 2>;
         // unroll
         for (var n = 0u; n < 2u; n++) {
             let left = (*decays).scores[2u * share + n];
-            let product = tiles.wide[lane.room + 2u * n + lane.half];
-            weights[n] = select(vec4(0.0), left * product, left >= vec4(0.0));
+            weights[n] = select(vec4(0.0), left * tiles.wide[row + 2u * n], left >= vec4(0.0));
         }
         let scale = f16_scale(subgroupMax(max(largest_bits(weights[0]), largest_bits(weights[1]))));
         if (tile.row < TOKEN_TILES) {

@@ -1,11 +1,132 @@
 // linear.coop_state: what each chunk by itself adds to the state, Σ decay · k vᵀ, on matrix units.
 // One workgroup walks one chunk of one key head and keeps SLICE_VECS of the sum's columns in its
 // matrices; they are written once, in f32.
+//  1. A state that is kept must be exact to f32, where outputs are rounded to f16: with EXACT, what
+//     f16 leaves of a factor is a factor of its own.
+//  2. Decays are applied to the values of the strip, which no other subgroup loads.
 // Barriers: two of the workgroup for each block of BLOCK tokens.
 
-// Nothing comes back out of matrices here, and no queries go in.
-const WIDE_ROOMS: u32 = 1u;
-const QUERY_VECS: u32 = 2u;
+const ROOM_STRIDE: u32 = 6u;
+
+// Matrices load from addresses that are multiples of 16 bytes: vectors of f32 come first, and every
+// array is a multiple of 16 bytes long.
+struct Tiles {
+    // [16, 16]
+    zeros: array<vec4<f32>, 64>,
+    // [16, 16] of each subgroup
+    narrow: array<vec4<f16>, STRIPS * 16u * ROOM_STRIDE>,
+    keys: array<vec4<f16>, BLOCK * KEY_STRIDE>,
+}
+
+var<workgroup> tiles: Tiles;
+
+// A lane's part of the strip's values [BLOCK, 16]: two vectors of a row of each matrix.
+alias Strip = array<vec4<f32>, 2u * TOKEN_TILES>;
+alias NextStrip = array<Ahead, 2u * TOKEN_TILES>;
+
+// The vector that a lane's n-th of the strip is, among those of the values.
+fn vector_of(n: u32, lane: Lane) -> u32 {
+    return lane.column + 2u * (n % 2u) + lane.half;
+}
+
+fn fetch_strip(next: ptr<function, NextStrip>, lane: Lane, here: Place, first: u32) {
+    let value_start = params.value.w + here.batch * params.value.x + here.head * params.value.y;
+    // unroll
+    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+        let index = token_at(here.chunk, first + 16u * (n / 2u) + lane.row);
+        (*next)[n] = value_ahead(value_start + index * params.value.z, 4u * vector_of(n, lane));
+    }
+}
+
+// A lane's values of a block; 0 beyond the last dimension.
+fn strip_of(next: ptr<function, NextStrip>, lane: Lane) -> Strip {
+    var strip: Strip;
+    // unroll
+    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+        strip[n] = select(vec4(0.0), arrived((*next)[n]), WHOLE || 4u * vector_of(n, lane) < params.value_dim);
+    }
+    return strip;
+}
+
+// What is left when the block ends: of each of a lane's rows, nothing of those that it lacks, and of
+// the state before the block.
+struct Left {
+    rows: array<f32, TOKEN_TILES>,
+    state: f32,
+}
+
+fn left_at_end(slope: f32, lane: Lane, last: u32) -> Left {
+    var left: Left;
+    // unroll
+    for (var t = 0u; t < TOKEN_TILES; t++) {
+        let local = 16u * t + lane.row;
+        left.rows[t] = select(0.0, left_between(slope, last, local), local <= last);
+    }
+    left.state = left_of_state(slope, last);
+    return left;
+}
+
+// Numbers of 11 bits next to those given, by their bits: a conversion to f16 and back, some compilers
+// leave out.
+fn f16_part(x: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((bitcast<vec4<u32>>(x) + vec4(0x1000u)) & vec4(0xffffe000u));
+}
+
+// A matrix of which each lane gives its two vectors.
+fn right_factor(lane: Lane, left: vec4<f32>, right: vec4<f32>) -> coop_mat16x16<f16, B> {
+    let room = 16u * lane.strip * ROOM_STRIDE;
+    let row = room + lane.row * ROOM_STRIDE;
+    tiles.narrow[row + lane.half] = vec4<f16>(left);
+    tiles.narrow[row + 2u + lane.half] = vec4<f16>(right);
+    subgroupBarrier();
+    let factor = coopLoadT<coop_mat16x16<f16, B>>(&tiles.narrow[room], ROOM_STRIDE);
+    subgroupBarrier();
+    return factor;
+}
+
+// Takes a block into the strip's state: what is left of it, and Σ decay · k vᵀ.
+fn take_in(
+    state: ptr<function, State>,
+    values: ptr<function, Strip>,
+    left: ptr<function, Left>,
+    zero: coop_mat16x16<f32, C>,
+    lane: Lane,
+) {
+    var largest = 0u;
+    // unroll
+    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+        (*values)[n] *= (*left).rows[n / 2u];
+        largest = max(largest, largest_bits((*values)[n]));
+    }
+    let scale = f16_scale(subgroupMax(largest));
+    var decayed: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
+    var rests: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
+    // unroll
+    for (var t = 0u; t < TOKEN_TILES; t++) {
+        let first = scale.x * (*values)[2u * t];
+        let second = scale.x * (*values)[2u * t + 1u];
+        if (EXACT) {
+            decayed[t] = right_factor(lane, f16_part(first), f16_part(second));
+            rests[t] = right_factor(lane, first - f16_part(first), second - f16_part(second));
+        } else {
+            decayed[t] = right_factor(lane, first, second);
+        }
+    }
+    // unroll
+    for (var f = 0u; f < FEATURE_TILES; f++) {
+        var added = zero;
+        // unroll
+        for (var t = 0u; t < TOKEN_TILES; t++) {
+            // The transpose of the keys.
+            let keys = coopLoad<coop_mat16x16<f16, A>>(&tiles.keys[16u * t * KEY_STRIDE + 4u * f], KEY_STRIDE);
+            added = coopMultiplyAdd(keys, decayed[t], added);
+            if (EXACT) {
+                added = coopMultiplyAdd(keys, rests[t], added);
+            }
+        }
+        (*state)[f] = (*state)[f] * (*left).state + added * scale.y;
+    }
+}
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -22,10 +143,14 @@ fn main(
     if (here.chunk.count == 0u) {
         return;
     }
-    let thread = 32u * subgroup + subgroup_lane;
     let lane = lane_of(index % params.slices, subgroup, subgroup_lane);
     let slope = slope_in_block(here.head);
-    let zero = zero_matrix(lane);
+    // No literal makes a matrix: this one comes from memory.
+    for (var i = lane.thread; i < 64u; i += THREADS) {
+        tiles.zeros[i] = vec4(0.0);
+    }
+    workgroupBarrier();
+    let zero = coopLoadT<coop_mat16x16<f32, C>>(&tiles.zeros[0], 4u);
 
     // state [FEATURE_TILES * 16, 16] of this subgroup
     var state_strip: State;
@@ -33,16 +158,18 @@ fn main(
     for (var f = 0u; f < FEATURE_TILES; f++) {
         state_strip[f] = zero;
     }
-    var next: Next;
-    fetch(&next, thread, lane, here, 0u);
+    var next_keys: NextKeys;
+    var next_strip: NextStrip;
+    fetch_keys(&next_keys, lane, here, 0u);
+    fetch_strip(&next_strip, lane, here, 0u);
     for (var first = 0u; first < here.chunk.count; first += BLOCK) {
-        let block = block_at(here, first);
         workgroupBarrier();
-        put(&next, thread, first);
+        put_keys(&next_keys, lane, first);
         workgroupBarrier();
-        var values = values_of(&next, lane);
-        fetch(&next, thread, lane, here, first + BLOCK);
-        var left = left_at_end(slope, lane, block);
+        var values = strip_of(&next_strip, lane);
+        fetch_keys(&next_keys, lane, here, first + BLOCK);
+        fetch_strip(&next_strip, lane, here, first + BLOCK);
+        var left = left_at_end(slope, lane, min(BLOCK, here.chunk.count - first) - 1u);
         take_in(&state_strip, &values, &left, zero, lane);
     }
     let entry = entry_start(here);

@@ -88,13 +88,15 @@ impl Tiles {
     /// Bytes of workgroup memory of `linear.coop_output`: the arithmetic of the shader.
     fn coop_bytes(&self) -> u32 {
         let strips = self.value_vecs / 4;
-        let rooms = (16 + 8) * 16 * 6 * strips;
-        let keys = 8 * self.block * (self.feature_vecs + 2);
+        let room_rows = strips.div_ceil(4);
+        let rooms = room_rows * 16 * (4 * strips.div_ceil(room_rows) + 2);
         // The queries are as many as the keys, and the scores lie behind them.
-        let scores = 8 * self.block * (self.block / 4 + 2);
+        let keys = self.block * (self.feature_vecs + 2);
+        let scores = self.block * (self.block / 4 + 2);
+        let values = rooms.max(self.block * (self.value_vecs + 2));
         let matrices = self.block / 16 * (self.block / 16 + 1) / 2;
         let units = 4 * matrices.next_multiple_of(strips);
-        rooms + 2 * keys + scores + units + 8 * self.block + 64 * strips + 32
+        16 * rooms + 8 * (2 * keys + scores + values) + units + 8 * self.block + 64 * strips + 32
     }
 
     /// Sizes of the kernels that need no matrix units.
