@@ -216,7 +216,7 @@ const WORKGROUPS: u64 = 512;
 
 /// Vectors of columns of one workgroup of `linear.coop_state`: four subgroups, of which an H100 takes
 /// two workgroups to a core, do better than eight that wait for each other (0.36 and 0.40 ms at D=128).
-/// In `linear.coop_output` they would put down the queries twice, and lose more (1.44 and 0.99 ms).
+/// In `linear.coop_output` they would put down the queries twice, and lose more (1.41 and 0.92 ms).
 const fn coop_slice(value_vecs: u32) -> u32 {
     if value_vecs > 16 && value_vecs.is_multiple_of(8) { value_vecs / 2 } else { value_vecs }
 }
