@@ -219,6 +219,9 @@ fn top_blocks() {
     let tokens: Vec<u32> = top.entries.iter().map(|entry| entry & 0x7fff_ffff).collect();
     assert_eq!(tokens, [0, 64, 192]);
     assert!(visible.top_blocks(&shape, &[1.0; 3], 0.5).is_err());
+    for density in [0.0, -0.5, 1.5, f64::NAN] {
+        assert!(visible.top_blocks(&shape, &[1.0; 4], density).is_err(), "{density}");
+    }
 }
 
 proptest! {

@@ -1,8 +1,10 @@
 // The scores of a block and what decay makes of them, for linear.coop_output: shared out over the
 // subgroups as whole matrices, only those on and below the diagonal. They come back in f16, each
 // matrix with a power of two of its own.
-// Expects: coop_block.wgsl and the sizes of coop_output.wgsl.
+// Expects: coop_block.wgsl, coop_stage.wgsl.
 
+const SCORE_TILES: u32 = TOKEN_TILES * (TOKEN_TILES + 1u) / 2u;
+const SCORE_SHARE: u32 = (SCORE_TILES + STRIPS - 1u) / STRIPS;
 const NEVER_SEEN: f32 = -1.0;
 
 // What each matrix of scores is to be multiplied by; the columns of a row are neighbours.
@@ -57,6 +59,17 @@ fn decays_of(slope: f32, shares: ptr<function, array<ScoreTile, SCORE_SHARE>>, l
         decays.scores[n] = select(vec4(NEVER_SEEN), left, origin + vec4(0u, 1u, 2u, 3u) <= vec4(now));
     }
     return decays;
+}
+
+// Multiplies keys by what is left of them when the block ends.
+fn decay_keys(decays: ptr<function, Decays>, lane: Lane) {
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        let at = token_of_key(n, lane) * KEY_STRIDE + vector_of_key(n, lane);
+        if (BLOCK * FEATURE_VECS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
+            tiles.keys[at] = vec4<f16>((*decays).keys[n] * vec4<f32>(tiles.keys[at]));
+        }
+    }
 }
 
 // Leaves the subgroup's decayed scores of the block behind the queries, 0 above the diagonal.

@@ -387,11 +387,15 @@ impl KeyList {
     /// [`Output::BlockSums`]: crate::Output::BlockSums
     ///
     /// # Errors
-    /// Sums of another length; a list of single keys or of blocks that are not aligned.
+    /// Sums of another length; a list of single keys or of blocks that are not aligned; a density
+    /// that is not above 0, up to 1.
     pub fn top_blocks(&self, shape: &Shape, sums: &[f32], density: f64) -> Result<Self, Error> {
         let Keys::Blocks { block_q, block_k, .. } = self.keys else {
             return Err(Error::config("keys", "a list of blocks", format!("{:?}", self.keys)));
         };
+        if !(density > 0.0 && density <= 1.0) {
+            return Err(Error::config("density", "above 0, up to 1", density.to_string()));
+        }
         if self.entries.iter().any(|entry| !(entry & !FULL).is_multiple_of(block_k)) {
             return Err(Error::tensor("list_entries", "aligned blocks", "others"));
         }

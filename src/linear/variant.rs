@@ -324,6 +324,7 @@ impl Kernel {
             fragments.push(fragment!(super "linear/coop_block.wgsl"));
         }
         if self == Self::CoopOutput {
+            fragments.push(fragment!(super "linear/coop_stage.wgsl"));
             fragments.push(fragment!(super "linear/coop_scores.wgsl"));
         }
         fragments.push(self.fragment());

@@ -90,6 +90,16 @@ fn blocks(options: &Options) -> Result<(u32, Option<u32>), Error> {
     Ok((options.count("blockQ")?.unwrap_or(64), options.count("blockK")?))
 }
 
+/// An option that says how much of the blocks is visited.
+fn share(options: &Options, name: &'static str) -> Result<Option<f64>, Error> {
+    match options.number(name)? {
+        Some(share) if !(share > 0.0 && share <= 1.0) => {
+            Err(refuse(name, "a share of blocks above 0, up to 1", share.to_string()))
+        }
+        share => Ok(share),
+    }
+}
+
 /// The density of the oracle that `sparse` asks for, with its block sizes.
 pub fn oracle(options: &Options) -> Result<Option<(f64, u32, u32)>, Error> {
     let Some(value) = options.get("sparse").filter(|value| value.is_object()) else {
@@ -97,11 +107,7 @@ pub fn oracle(options: &Options) -> Result<Option<(f64, u32, u32)>, Error> {
     };
     let options = Options::new(&value, "sparse", &[SPARSE])?;
     let (block_q, block_k) = blocks(&options)?;
-    let density = options.number("oracle")?;
-    if let Some(density) = density.filter(|d| !(*d > 0.0 && *d <= 1.0)) {
-        return Err(refuse("oracle", "a share of blocks above 0, up to 1", density.to_string()));
-    }
-    Ok(density.map(|density| (density, block_q, block_k.unwrap_or(64))))
+    Ok(share(&options, "oracle")?.map(|density| (density, block_q, block_k.unwrap_or(64))))
 }
 
 /// The blocks that hold most of the weights, found by computing all weights.
@@ -145,7 +151,7 @@ impl Context {
             let options = Options::new(&options, "options", &[COMMON, ATTENTION, &own])?;
             let (attention, side) = config::attention(&options, natural(&options))?;
             let (block_q, block_k) = blocks(&options)?;
-            let density = options.number("density")?.unwrap_or(0.1);
+            let density = share(&options, "density")?.unwrap_or(0.1);
             Ok((attention, side, (density, block_q, block_k.unwrap_or(64)), options))
         };
         let (attention, side, choice, options) = read().map_err(thrown)?;

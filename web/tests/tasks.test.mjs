@@ -93,6 +93,7 @@ test("calls free what they made", async () => {
     }
     await after("the oracle", () => context.oracle({ q, k: q, v: q, shape, density: 0.5 }));
     await after("the oracle, refused", () => context.oracle({ q, k: q, v: short, shape }));
+    await after("the oracle of no share, refused", () => context.oracle({ q, k: q, v: q, shape, density: 1.5 }));
     const buffer = context.buffer(q);
     await after("a buffer and its result", () => context.linear({ q: buffer, k: q, v: q, shape }));
     return held;
