@@ -237,7 +237,7 @@ fn main(
         var after = next_range(&walk, index + 1u);
         var first = range.start;
         while (first < range.end) {
-            for (; !MODIFIED && first < range.end && is_full(&walk, range, first); first += i32(BLOCK_K)) {
+            for (; !MODIFIED && is_full(&walk, range, first); first += i32(BLOCK_K)) {
                 workgroupBarrier();
                 put(&next, thread, true);
                 workgroupBarrier();

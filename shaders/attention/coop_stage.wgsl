@@ -23,25 +23,26 @@ struct Next {
     value: array<KeyWord, VALUE_LOADS>,
 }
 
-// keys [BLOCK_K, HEAD_VECS] and values [BLOCK_K, VALUE_VECS]
+// keys [BLOCK_K, HEAD_VECS] and values [BLOCK_K, VALUE_VECS]; addresses in words, which the tensors'
+// strides are multiples of
 fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
     let last = max(params.key_len, 1u) - 1u;
     let elements = 4u * KEY_WORD_VECS;
-    let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
+    let key_start = (params.key.w + here.batch * params.key.x + here.key_head * params.key.y) / elements;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
         let column = min(key_at(first + i / KEY_WORDS), last);
-        let dim = min(elements * (i % KEY_WORDS), params.head_dim - elements);
-        (*next).key[n] = key[(key_start + column * params.key.z + dim) / elements];
+        let word = min(i % KEY_WORDS, params.head_dim / elements - 1u);
+        (*next).key[n] = key[key_start + column * (params.key.z / elements) + word];
     }
-    let value_start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
+    let value_start = (params.value.w + here.batch * params.value.x + here.value_head * params.value.y) / elements;
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
         let column = min(key_at(first + i / VALUE_WORDS), last);
-        let dim = min(elements * (i % VALUE_WORDS), params.value_dim - elements);
-        (*next).value[n] = value[(value_start + column * params.value.z + dim) / elements];
+        let word = min(i % VALUE_WORDS, params.value_dim / elements - 1u);
+        (*next).value[n] = value[value_start + column * (params.value.z / elements) + word];
     }
 }
 

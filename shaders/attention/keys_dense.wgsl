@@ -22,9 +22,10 @@ fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
     return Range(index, bounds.x, bounds.y, false);
 }
 
-// Whether every row that the walk is for keeps every key of the tile at `first`.
+// Whether every row that the walk is for keeps every key of the tile at `first`, which begins in the
+// range.
 fn is_full(walk: ptr<function, Walk>, range: Range, first: i32) -> bool {
-    return keeps_all(walk, first, first + i32(BLOCK_K));
+    return first < range.end && keeps_all(walk, first, first + i32(BLOCK_K));
 }
 
 // Whether a row that the walk is for may keep a key of the tile at `first`.
