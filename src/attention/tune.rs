@@ -53,7 +53,8 @@ impl Attention {
     /// adapter, its driver and the configuration (with lengths and batch entries rounded up to a power
     /// of two). A call is to take two seconds at most, or the time of `plan` where that is more: it
     /// begins to compile another kernel only when there is time for what the slowest has taken so far,
-    /// and leaves the rest to the next call. Configurations whose outputs are scores have one kernel,
+    /// and leaves the rest to the next call. A call that finds its best kernel compiled tries one other,
+    /// however slow the device, so that tuning ends. Configurations whose outputs are scores have one kernel,
     /// which is not timed. Natively only.
     ///
     /// # Errors
@@ -74,7 +75,9 @@ impl Attention {
             choice = Choice::default();
         }
         let Some(best) = known.or(candidates.first()) else { return self.plan(context).await };
+        let compiled = context.pipelines();
         let plan = self.compile(context, best.1.0, Some(best.1.1)).await?;
+        let must_advance = context.pipelines() == compiled;
         let open: Vec<_> = candidates
             .iter()
             .filter(|(name, _)| *name != best.0 && !choice.slower.contains(name))
@@ -85,8 +88,8 @@ impl Attention {
         let before = choice.clone();
         choice.best.clone_from(&best.0);
         choice.compiling = choice.compiling.max(start.elapsed());
-        let found = match time_left(start, &choice) {
-            true => contest(context, self, start, &mut choice, (best, &open)).await,
+        let found = match must_advance || time_left(start.elapsed(), &choice) {
+            true => contest(context, self, (start, must_advance), &mut choice, (best, &open)).await,
             false => Ok(best.1),
         };
         context.alive()?;
@@ -103,21 +106,22 @@ impl Attention {
     }
 }
 
-/// Whether another kernel can be compiled in time.
-fn time_left(start: Instant, choice: &Choice) -> bool {
+/// Whether another kernel can be compiled in time, after so much of it.
+fn time_left(elapsed: Duration, choice: &Choice) -> bool {
     let known = !choice.slower.is_empty();
     let compiling = choice.compiling.mul_f64(SLOWER);
     let compiling = if known { compiling } else { compiling.max(UNKNOWN) };
-    start.elapsed() + compiling < DEADLINE
+    elapsed + compiling < DEADLINE
 }
 
 type Named = (String, (Variant, Tiles));
 
-/// Times the best one and as many of the open ones as there is time for; notes who is slower.
+/// Times the best one and as many of the open ones as there is time for, one at least where it must
+/// advance; notes who is slower.
 async fn contest(
     context: &Context,
     attention: &Attention,
-    start: Instant,
+    (start, must_advance): (Instant, bool),
     choice: &mut Choice,
     (best, open): (&Named, &[&Named]),
 ) -> Result<(Variant, Tiles), Error> {
@@ -126,10 +130,11 @@ async fn contest(
     let mut entrants = vec![Entrant::new(context, &call, best, choice).await?];
     let once = entrants[0].time.as_secs_f64().max(1e-9);
     let repeats = ((TIMED.as_secs_f64() / once) as u32).clamp(1, REPEATS);
-    for candidate in open {
+    for (tried, candidate) in open.iter().enumerate() {
         // Time for a round is kept, of one more.
         let round = round(&entrants, repeats) + entrants[0].time * repeats;
-        if !time_left(start + round, choice) {
+        let must = must_advance && tried == 0;
+        if !must && !time_left(start.elapsed() + round, choice) {
             break;
         }
         match Entrant::new(context, &call, candidate, choice).await {
