@@ -153,9 +153,10 @@ fn test(
     timed(|steps| test_runs(steps, &runs, args, strict, ways))
 }
 
-/// Runs the tests once per driver, from the same binaries.
+/// Runs the tests once per driver, from the same binaries and side by side: most of their time goes into
+/// the drivers' compilers, which use one core each.
 ///
-/// The first run is of everything. The later ones leave out the documentation's examples, which are the
+/// The first run is of everything. The others leave out the documentation's examples, which are the
 /// slow part of what a driver cannot change. A choice of tests by the user holds for all runs.
 ///
 /// xtask is left out: it could not be replaced while it runs (on Windows), and `ci` tests it separately.
@@ -166,8 +167,11 @@ fn test_runs(
     strict: bool,
     ways: &Ways,
 ) -> Result<(), Stop> {
+    let tests = "test --workspace --exclude xtask --features cli";
+    steps.run("build of the tests", cargo(tests).arg("--no-run").args(args))?;
+    let mut commands = Vec::new();
     for (index, run) in runs.iter().enumerate() {
-        let mut command = cargo("test --workspace --exclude xtask --features cli");
+        let mut command = cargo(tests);
         if args.is_empty() && index > 0 {
             command.arg("--tests");
         }
@@ -182,9 +186,9 @@ fn test_runs(
                 command.env(variable, "1");
             }
         }
-        steps.run(&format!("test on {}", run.driver.name()), &mut command)?;
+        commands.push((format!("test on {}", run.driver.name()), command));
     }
-    Ok(())
+    steps.run_together(commands)
 }
 
 fn write_conformance(
