@@ -69,6 +69,12 @@ pub fn parse_block(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
+/// A share of blocks or of pairs.
+pub fn parse_density(text: &str) -> Result<f64, String> {
+    let density = text.trim().parse().ok().filter(|&density| density > 0.0 && density <= 1.0);
+    density.ok_or_else(|| format!("expected a density above 0 and up to 1, got `{}`", text.trim()))
+}
+
 /// A pattern, `oracle(density=0.1, block=64)` among them.
 pub fn parse_pattern(text: &str) -> Result<PatternName, String> {
     let Some(rest) = text.trim().strip_prefix("oracle") else {
@@ -77,7 +83,7 @@ pub fn parse_pattern(text: &str) -> Result<PatternName, String> {
             format!("{error}; or oracle(density=D, block=N)")
         });
     };
-    let refuse = || "expected oracle(density=D, block=N), D above 0 and up to 1".to_owned();
+    let refuse = || "expected oracle(density=D, block=N)".to_owned();
     let inside = rest.trim().strip_prefix('(').and_then(|rest| rest.strip_suffix(')'));
     let (mut density, mut block) = (None, None);
     for (place, argument) in inside.ok_or_else(refuse)?.split(',').enumerate() {
@@ -86,13 +92,12 @@ pub fn parse_pattern(text: &str) -> Result<PatternName, String> {
             None => (["density", "block"].get(place).copied().unwrap_or_default(), argument),
         };
         match name {
-            "density" => density = value.trim().parse::<f64>().ok(),
+            "density" => density = Some(parse_density(value)?),
             "block" => block = Some(parse_block(value)?),
             _ => return Err(refuse()),
         }
     }
-    let density = density.filter(|&density| density > 0.0 && density <= 1.0).ok_or_else(refuse)?;
-    Ok(PatternName::Oracle { density, block })
+    Ok(PatternName::Oracle { density: density.ok_or_else(refuse)?, block })
 }
 
 /// The list in a file's tensors.

@@ -16,7 +16,7 @@ use wgpu_attention::{
 use crate::bench::timing;
 use crate::device::{self, DeviceTensor};
 use crate::input::File;
-use crate::keys::{self, Uploaded};
+use crate::keys::{self, Uploaded, parse_density};
 use crate::problem::{Options, Problem};
 use crate::{bad_input, print};
 
@@ -42,7 +42,12 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', default_value = "layer10.,layer20.")]
     prefix: Vec<String>,
     /// Shares of the causal pairs that the patterns aim at
-    #[arg(long, value_delimiter = ',', default_value = "0.05,0.1,0.2,0.4")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0.05,0.1,0.2,0.4",
+        value_parser = parse_density
+    )]
     density: Vec<f64>,
     /// Part of the name of the adapter to use
     #[arg(long, value_name = "NAME")]
@@ -72,10 +77,6 @@ pub struct Row {
 }
 
 pub fn quality(args: &Args) -> Result<()> {
-    if let Some(density) = args.density.iter().find(|&&density| !(density > 0.0 && density <= 1.0))
-    {
-        return Err(bad_input(format!("--density: expected above 0 and up to 1, got {density}")));
-    }
     let seconds = Duration::try_from_secs_f64(args.seconds)
         .map_err(|error| bad_input(format!("--seconds: {error}")))?;
     let file = File::read(&args.input)?;

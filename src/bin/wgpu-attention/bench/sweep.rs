@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use wgpu_attention::{Caps, DType, Shape};
 
 use super::{Entry, attention, linear, merge};
-use crate::keys::{ListKind, parse_block};
+use crate::keys::{ListKind, parse_block, parse_density};
 
 /// What can be timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -216,9 +216,4 @@ fn parse_dtype(name: &str) -> Result<DType, String> {
         .into_iter()
         .find(|dtype| dtype.name() == name)
         .ok_or_else(|| format!("expected one of {}", DType::ALL.map(DType::name).join(", ")))
-}
-
-fn parse_density(text: &str) -> Result<f64, String> {
-    let density = text.parse().ok().filter(|&density: &f64| density > 0.0 && density <= 1.0);
-    density.ok_or_else(|| "expected a number above 0 and up to 1".to_owned())
 }
