@@ -13,7 +13,7 @@ use wgpu_attention::{
     Shape, Stage,
 };
 
-/// What a call takes at most, and what a busy machine or a compiler may take longer than expected.
+/// What a call takes at most, and what a busy machine may take longer than expected.
 const DEADLINE: Duration = Duration::from_millis(2000 + 1500);
 
 /// Blocks of 16 queries leave one tile of each kernel.
@@ -163,26 +163,22 @@ fn bad_files_are_ignored_and_written_anew() {
     }
 }
 
-/// Two seconds by estimate, or as long as the slowest plan and its first run take by themselves: far
-/// less than trying everything where compilers are slow.
+/// Two seconds by estimate, which one compilation may exceed: it can take longer than all before it. So
+/// a call takes far less than trying everything where compilers are slow.
 #[test]
 fn the_deadline_holds() {
     let Some(context) = context() else { return };
     let _alone = alone();
     let attention = Attention::new(Shape::new(1, 4, 300, 32), DType::F32).with_mask(Mask::causal());
-    let case = Case::new(attention.clone(), 1);
-    let plan = |variant| {
-        let start = Instant::now();
-        case.run(&fresh(context), variant).expect("runs");
-        start.elapsed()
-    };
-    let slowest = variants(context, &attention).into_iter().map(plan).max().expect("a kernel");
-    let context = fresh(context);
+    let folder = tempfile::tempdir().expect("a folder");
+    let context = fresh(context).with_cache(folder.path());
     for call in 0..3 {
         let start = Instant::now();
         tuned(&context, &attention);
         let (time, compiled) = (start.elapsed(), context.pipelines());
-        eprintln!("call {call} {time:?}, {compiled} compiled, the slowest takes {slowest:?}");
+        let milliseconds = choice(folder.path())[4].parse().expect("milliseconds");
+        let slowest = Duration::from_millis(milliseconds);
+        eprintln!("call {call} {time:?}, {compiled} compiled, the slowest in {slowest:?}");
         assert!(time < DEADLINE.max(2 * slowest), "call {call} took {time:?}");
     }
 }
