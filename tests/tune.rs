@@ -106,7 +106,7 @@ fn a_context_remembers() {
     assert_eq!((last.variant(), last.tiles()), (before.variant(), before.tiles()));
 }
 
-/// Where compiling took longer than a call may take, every call from the second on tries one kernel.
+/// Where compiling has taken longer than a call may take, a call tries one other kernel all the same.
 #[test]
 fn slow_compilers_are_not_given_up() {
     let Some(context) = context() else { return };
@@ -126,7 +126,7 @@ fn slow_compilers_are_not_given_up() {
         choice(folder.path())[3].split("; ").filter(|name| !name.is_empty()).count()
     });
     let others = variants(&context, &attention()).len() - 1;
-    assert_eq!(tried, [0, 1, 2].map(|calls| others.min(calls)));
+    assert_eq!(tried, [1, 2, 3].map(|calls| others.min(calls)));
 }
 
 #[test]

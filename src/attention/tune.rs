@@ -33,6 +33,10 @@ const UNKNOWN: Duration = Duration::from_millis(1500);
 /// The next compilation may take that much longer than the longest so far.
 const SLOWER: f64 = 1.25;
 
+/// Planning in such a part of what compiling has taken: the best one was compiled before, by this
+/// context or in earlier days.
+const KEPT: f64 = 0.25;
+
 /// A challenger is to be faster by more than chance.
 const FASTER: f64 = 0.98;
 
@@ -53,8 +57,8 @@ impl Attention {
     /// adapter, its driver and the configuration (with lengths and batch entries rounded up to a power
     /// of two). A call is to take two seconds at most, or the time of `plan` where that is more: it
     /// begins to compile another kernel only when there is time for what the slowest has taken so far,
-    /// and leaves the rest to the next call. A call that finds its best kernel compiled tries one other,
-    /// however slow the device, so that tuning ends. Configurations whose outputs are scores have one kernel,
+    /// and leaves the rest to the next call. A call that finds its best kernel compiled tries one other at
+    /// least, however slow the device, so that tuning ends. Configurations whose outputs are scores have one kernel,
     /// which is not timed. Natively only.
     ///
     /// # Errors
@@ -75,9 +79,8 @@ impl Attention {
             choice = Choice::default();
         }
         let Some(best) = known.or(candidates.first()) else { return self.plan(context).await };
-        let compiled = context.pipelines();
         let plan = self.compile(context, best.1.0, Some(best.1.1)).await?;
-        let must_advance = context.pipelines() == compiled;
+        let must_advance = start.elapsed() < choice.compiling.mul_f64(KEPT);
         let open: Vec<_> = candidates
             .iter()
             .filter(|(name, _)| *name != best.0 && !choice.slower.contains(name))
