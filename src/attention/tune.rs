@@ -58,8 +58,8 @@ impl Attention {
     /// of two). A call is to take two seconds at most, or the time of `plan` where that is more: it
     /// begins to compile another kernel only when there is time for what the slowest has taken so far,
     /// and leaves the rest to the next call. A call that finds its best kernel compiled tries one other at
-    /// least, however slow the device, so that tuning ends. Configurations whose outputs are scores have one kernel,
-    /// which is not timed. Natively only.
+    /// least, however slow the device, so that tuning ends. Configurations whose outputs are scores have
+    /// one kernel, which is not timed. Natively only.
     ///
     /// # Errors
     /// As [`plan`](Self::plan). Where there is no room to time anything that is logged, and the plan is

@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn commands_side_by_side_end_each() {
         let folder = tempfile::tempdir().expect("a folder");
-        // Each waits for the other, and the others for what follows a failure.
+        // Each waits for another, in a ring, so that none ends unless all run at once.
         let meet = |own: &str, other: &str, status: u8| {
             let root = folder.path().display();
             let script = format!(
