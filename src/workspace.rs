@@ -39,6 +39,22 @@ pub(crate) const fn matrix_store_fragment(alignment: Alignment, dtype: DType) ->
     }
 }
 
+/// The fragment that loads tensors which are reached so.
+pub(crate) const fn load_fragment(alignment: Alignment) -> Fragment {
+    match alignment {
+        Alignment::Vec8 | Alignment::Vec4 => fragment!("attention/load_vec4.wgsl"),
+        Alignment::Any => fragment!("attention/load_any.wgsl"),
+    }
+}
+
+/// The same for kernels on matrix units, which load 16 bytes at a time where they can.
+pub(crate) const fn matrix_load_fragment(alignment: Alignment, dtype: DType) -> Fragment {
+    match (alignment, dtype) {
+        (Alignment::Vec8, DType::F16 | DType::BF16) => fragment!("attention/load_vec8.wgsl"),
+        _ => load_fragment(alignment),
+    }
+}
+
 /// Whether an output that is reached so goes through f32 in a workspace and `common.narrow`.
 pub(crate) fn narrows(alignment: Alignment, dtype: DType) -> bool {
     alignment == Alignment::Any && dtype != DType::F32

@@ -7,7 +7,7 @@
 //  2. Rescaling outputs means a trip through workgroup memory too: a row's maximum is left as it is
 //     until a score exceeds it by LAZY in log2, which f16 weights bear.
 //  3. A masked weight is 0 and meets every value of its tile, so values that are no finite number are
-//     staged as 0 in partial tiles, and the rows that keep them are spoilt at the end. Scores of
+//     staged as 0 in partial tiles, and the rows that keep them are spoilt there. Scores of
 //     finite queries and keys are finite: others are looked at one by one, as in partial tiles.
 //  4. Keys and values are loaded without a condition, or the load would be waited for at once: what
 //     lies outside of a tensor is a copy of something inside, and comes to nothing.
@@ -38,15 +38,15 @@ const SCORE_STRIDE: u32 = ABREAST * ROOM_VECS + 2u;
 const SCORE_ROWS: u32 = (THREADS_Y + ABREAST - 1u) / ABREAST * 16u;
 const LANE_VECS: u32 = SCORE_VECS / LANES;
 // Words of a row of keys and of values, and how many each thread brings in for a tile.
-const KEY_WORDS: u32 = HEAD_VECS / KEY_WORD_VECS;
-const VALUE_WORDS: u32 = VALUE_VECS / KEY_WORD_VECS;
+const KEY_WORDS: u32 = HEAD_VECS / WORD_VECS;
+const VALUE_WORDS: u32 = VALUE_VECS / WORD_VECS;
 const KEY_LOADS: u32 = (BLOCK_K * KEY_WORDS + THREADS - 1u) / THREADS;
 const VALUE_LOADS: u32 = (BLOCK_K * VALUE_WORDS + THREADS - 1u) / THREADS;
 const VALUES_AT: u32 = BLOCK_K * KEY_STRIDE;
 // Queries come in through the room for keys and values, as many whole matrices at a time as it holds.
 const PIECE_ROWS: u32 = BLOCK_K * (KEY_STRIDE + VALUE_STRIDE) / KEY_STRIDE / 16u * 16u;
 const QUERY_PIECES: u32 = (BLOCK_Q + PIECE_ROWS - 1u) / PIECE_ROWS;
-const PIECE_LOADS: u32 = (PIECE_ROWS * HEAD_VECS + THREADS - 1u) / THREADS;
+const PIECE_LOADS: u32 = (PIECE_ROWS * KEY_WORDS + THREADS - 1u) / THREADS;
 const QUERY_LOADS: u32 = QUERY_PIECES * PIECE_LOADS;
 const LAZY: f32 = 8.0;
 
@@ -185,11 +185,11 @@ fn main(
     let first_query = turn.block * BLOCK_Q;
     let first_row = subgroup * ROWS;
     let lane = lane_of(subgroup, subgroup_lane);
-    var ahead: array<Packed4, QUERY_LOADS>;
+    var ahead: array<Word, QUERY_LOADS>;
     fetch_queries(&ahead, thread, here, first_query);
     if (thread == 0u) {
         atomicStore(&found_non_finite, 0u);
-        atomicStore(&found_non_finite_value, 0u);
+        atomicStore(&non_finite_value_in, 0u);
     }
     var rows: array<Row, BANDS>;
     open_walk(thread);
@@ -209,7 +209,7 @@ fn main(
     // unroll
     for (var piece = 0u; piece < QUERY_PIECES; piece++) {
         workgroupBarrier();
-        put_queries(&ahead, thread, first_query, piece);
+        put_queries(&ahead, thread, piece);
         workgroupBarrier();
         // unroll
         for (var r = 0u; r < ROW_TILES; r++) {
@@ -239,7 +239,7 @@ fn main(
         while (first < range.end) {
             for (; !MODIFIED && is_full(&walk, range, first); first += i32(BLOCK_K)) {
                 workgroupBarrier();
-                put(&next, thread, true);
+                put(&next, thread, first, true);
                 workgroupBarrier();
                 fetch(&next, thread, here, following_tile(range, after, first));
                 let then = entry_at(&walk, after.index + 1u);
@@ -260,7 +260,7 @@ fn main(
                 // The loop above has staged a full tile and left it for what is in it.
                 if (MODIFIED || !full) {
                     workgroupBarrier();
-                    put(&next, thread, full);
+                    put(&next, thread, first, full);
                     workgroupBarrier();
                     fetch(&next, thread, here, following_tile(range, after, first));
                 }
@@ -268,16 +268,18 @@ fn main(
                 var own = own_walk(&walk, &rows);
                 if (touches(&own, first)) {
                     let own_full = MODIFIED && !biased && is_full(&own, range, first);
-                    visit(&queries, &acc, &rows, zero, here, lane, Tile(first, range.end, own_full), true);
+                    let tile = Tile(first, range.end, own_full);
+                    visit(&queries, &acc, &rows, zero, here, lane, tile, true);
+                    if (atomicLoad(&non_finite_value_in) == tile_number(first)) {
+                        spoil(&acc, &rows, here, lane, tile);
+                    }
                 }
                 first += i32(BLOCK_K);
             }
         }
     }
-    workgroupBarrier();
-    let spoilt = atomicLoad(&found_non_finite_value) != 0u;
     // unroll
     for (var band = 0u; band < BANDS; band++) {
-        store_band(&acc, rows[band], band, here, &walk, lane, first_query + first_row, spoilt);
+        store_band(&acc, rows[band], band, here, lane, first_query + first_row);
     }
 }

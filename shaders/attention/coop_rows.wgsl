@@ -121,25 +121,51 @@ fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 
     return factor;
 }
 
-// Whether a value that the row keeps is no finite number, for one vector of dimensions.
-fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Walk>, dim: u32) -> vec4<bool> {
+// Which values of a tile that the row keeps are no finite numbers, for one vector of dimensions.
+fn keeps_non_finite(row: ptr<function, Row>, here: Place, tile: Tile, dim: u32) -> vec4<bool> {
     var found = vec4(false);
     let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y + dim;
-    for (var range = 0u; range < (*walk).count; range++) {
-        let bounds = range_at(walk, range);
-        for (var position = bounds.start; position < bounds.end; position++) {
-            let key_index = i32(key_at(u32(position)));
-            if (keeps(row, here, key_index)) {
-                let numbers = unpack4(value_at(start + u32(key_index) * params.value.z));
-                let beyond = beyond_f16(numbers);
-                // A bias of −∞ masks too.
-                if (any(beyond) && (!MODIFIED || modify(row, here, u32(key_index), 0.0) != MASKED)) {
-                    found = found | beyond;
-                }
+    for (var position = tile.first; position < min(tile.first + i32(BLOCK_K), tile.end); position++) {
+        let key_index = i32(key_at(u32(position)));
+        if (keeps(row, here, key_index)) {
+            let beyond = beyond_f16(unpack4(value_at(start + u32(key_index) * params.value.z)));
+            // A bias of −∞ masks too.
+            if (any(beyond) && (!MODIFIED || modify(row, here, u32(key_index), 0.0) != MASKED)) {
+                found = found | beyond;
             }
         }
     }
     return found;
+}
+
+// Makes those outputs no numbers whose rows keep a value of the tile that is none.
+fn spoil(acc: ptr<function, Outputs>, rows: ptr<function, array<Row, BANDS>>, here: Place, lane: Lane, tile: Tile) {
+    // unroll
+    for (var band = 0u; band < BANDS; band++) {
+        var row = (*rows)[band];
+        // unroll
+        for (var v = 0u; v < VALUE_TILES; v++) {
+            // unroll
+            for (var t = 0u; t < BAND_TILES; t++) {
+                coopStoreT((*acc)[(band * BAND_TILES + t) * VALUE_TILES + v], &tiles.scores[lane.room + t * SCORE_VECS], SCORE_STRIDE);
+            }
+            subgroupBarrier();
+            for (var vector = lane.part; vector < 4u; vector += LANES) {
+                let dim = 16u * v + 4u * vector;
+                if (row.exists && dim < params.value_dim) {
+                    let spoilt = keeps_non_finite(&row, here, tile, dim);
+                    tiles.scores[lane.start + vector] = select(tiles.scores[lane.start + vector], vec4(not_a_number()), spoilt);
+                }
+            }
+            subgroupBarrier();
+            // unroll
+            for (var t = 0u; t < BAND_TILES; t++) {
+                (*acc)[(band * BAND_TILES + t) * VALUE_TILES + v] = coopLoadT<coop_mat16x16<f32, C>>(
+                    &tiles.scores[lane.room + t * SCORE_VECS], SCORE_STRIDE);
+            }
+            subgroupBarrier();
+        }
+    }
 }
 
 // The factor of a row's output, after its LSE is written.
@@ -165,10 +191,8 @@ fn store_band(
     of_row: Row,
     band: u32,
     here: Place,
-    walk: ptr<function, Walk>,
     lane: Lane,
     first: u32,
-    spoilt: bool,
 ) {
     var row = of_row;
     let factor = finish_part(&row, here, lane);
@@ -194,17 +218,6 @@ fn store_band(
             coopStoreT((*acc)[(band * BAND_TILES + t) * VALUE_TILES + v], &tiles.scores[lane.room + t * SCORE_VECS], SCORE_STRIDE);
         }
         subgroupBarrier();
-        if (spoilt) {
-            for (var vector = lane.part; vector < 4u; vector += LANES) {
-                let dim = 16u * v + 4u * vector;
-                if (row.exists && dim < params.value_dim) {
-                    let numbers = tiles.scores[lane.start + vector];
-                    tiles.scores[lane.start + vector] = select(
-                        numbers, vec4(not_a_number()), keeps_non_finite(&row, here, walk, dim));
-                }
-            }
-            subgroupBarrier();
-        }
         // unroll
         for (var n = 0u; n < OUT_SHARES; n++) {
             let at = row_in(lane.room, 16u * n + lane.index / 2u) + 2u * (lane.index % 2u);

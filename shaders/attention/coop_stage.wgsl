@@ -1,5 +1,5 @@
 // What the matrix kernel keeps in workgroup memory, and how keys and values come there: loaded into
-// registers while the thread computes, put down when there is room; KEY_WORD_VECS vectors a load.
+// registers while the thread computes, put down when there is room; WORD_VECS vectors a load.
 // Expects: the sizes of coop.wgsl.
 
 // Matrices load from addresses that are multiples of 16 bytes, and rows of f16 vectors alone would
@@ -14,20 +14,21 @@ struct Tiles {
 
 var<workgroup> tiles: Tiles;
 var<workgroup> found_non_finite: atomic<u32>;
-var<workgroup> found_non_finite_value: atomic<u32>;
+// The number of the last tile with a value that is no finite f16, which was staged as 0.
+var<workgroup> non_finite_value_in: atomic<u32>;
 
 // A thread's share of the next tile, under way while it computes: as words, since an f16 takes a
 // register of its own.
 struct Next {
-    key: array<KeyWord, KEY_LOADS>,
-    value: array<KeyWord, VALUE_LOADS>,
+    key: array<Word, KEY_LOADS>,
+    value: array<Word, VALUE_LOADS>,
 }
 
 // keys [BLOCK_K, HEAD_VECS] and values [BLOCK_K, VALUE_VECS]; addresses in words, which the tensors'
 // strides are multiples of
 fn fetch(next: ptr<function, Next>, thread: u32, here: Place, first: u32) {
     let last = max(params.key_len, 1u) - 1u;
-    let elements = 4u * KEY_WORD_VECS;
+    let elements = 4u * WORD_VECS;
     let key_start = (params.key.w + here.batch * params.key.x + here.key_head * params.key.y) / elements;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
@@ -52,40 +53,53 @@ fn beyond_f16(x: vec4<f32>) -> vec4<bool> {
 }
 
 // queries [BLOCK_Q, HEAD_VECS], all at once and long before they are put down
-fn fetch_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32, here: Place, first: u32) {
-    let start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
+fn fetch_queries(ahead: ptr<function, array<Word, QUERY_LOADS>>, thread: u32, here: Place, first: u32) {
+    let elements = 4u * WORD_VECS;
+    let start = (params.query.w + here.batch * params.query.x + here.head * params.query.y) / elements;
     // unroll
     for (var n = 0u; n < QUERY_LOADS; n++) {
         let i = n % PIECE_LOADS * THREADS + thread;
-        let row = min(first + n / PIECE_LOADS * PIECE_ROWS + i / HEAD_VECS, params.query_len - 1u);
-        let dim = min(4u * (i % HEAD_VECS), params.head_dim - 4u);
-        (*ahead)[n] = query[(start + row * params.query.z + dim) >> 2u];
+        let row = min(first + n / PIECE_LOADS * PIECE_ROWS + i / KEY_WORDS, params.query_len - 1u);
+        let word = min(i % KEY_WORDS, params.head_dim / elements - 1u);
+        (*ahead)[n] = query[start + row * (params.query.z / elements) + word];
     }
 }
 
-// Puts PIECE_ROWS queries down, with the scale's sign; 0 beyond the last row and dim.
-fn put_queries(ahead: ptr<function, array<Packed4, QUERY_LOADS>>, thread: u32, first: u32, piece: u32) {
+// Puts PIECE_ROWS queries down, with the scale's sign; 0 beyond the last dim. Rows beyond the last
+// are copies of it.
+fn put_queries(ahead: ptr<function, array<Word, QUERY_LOADS>>, thread: u32, piece: u32) {
+    var exceeds = false;
     // unroll
     for (var n = 0u; n < PIECE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let exists = first + piece * PIECE_ROWS + i / HEAD_VECS < params.query_len && 4u * (i % HEAD_VECS) < params.head_dim;
-        let numbers = select(vec4(0.0), unpack4((*ahead)[piece * PIECE_LOADS + n]), exists);
-        if (any(beyond_f16(numbers))) {
-            atomicStore(&found_non_finite, 1u);
+        let at = i / KEY_WORDS * KEY_STRIDE + WORD_VECS * (i % KEY_WORDS);
+        // unroll
+        for (var w = 0u; w < WORD_VECS; w++) {
+            let packed = vector_of_word((*ahead)[piece * PIECE_LOADS + n], w);
+            exceeds = exceeds | exceeds_f16(packed);
+            let exists = 4u * (WORD_VECS * (i % KEY_WORDS) + w) < params.head_dim;
+            let numbers = unpack4(select(Packed4(), flipped4(packed, params.query_scale < 0.0), exists));
+            if (PIECE_ROWS * KEY_WORDS % THREADS == 0u || i < PIECE_ROWS * KEY_WORDS) {
+                tiles.staged[at + w] = vec4<f16>(numbers);
+            }
         }
-        if (i < PIECE_ROWS * HEAD_VECS) {
-            tiles.staged[i / HEAD_VECS * KEY_STRIDE + i % HEAD_VECS] =
-                vec4<f16>(select(numbers, -numbers, params.query_scale < 0.0));
-        }
+    }
+    if (exceeds) {
+        atomicStore(&found_non_finite, 1u);
     }
 }
 
-fn put(next: ptr<function, Next>, thread: u32, full: bool) {
+fn tile_number(first: i32) -> u32 {
+    return u32(first) + 1u;
+}
+
+// The tile at position `first`.
+fn put(next: ptr<function, Next>, thread: u32, first: i32, full: bool) {
     var exceeds = false;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         // unroll
-        for (var w = 0u; w < KEY_WORD_VECS; w++) {
+        for (var w = 0u; w < WORD_VECS; w++) {
             exceeds = exceeds | exceeds_f16(vector_of_word((*next).key[n], w));
         }
     }
@@ -95,10 +109,10 @@ fn put(next: ptr<function, Next>, thread: u32, full: bool) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let i = n * THREADS + thread;
-        let at = i / KEY_WORDS * KEY_STRIDE + KEY_WORD_VECS * (i % KEY_WORDS);
+        let at = i / KEY_WORDS * KEY_STRIDE + WORD_VECS * (i % KEY_WORDS);
         if (BLOCK_K * KEY_WORDS % THREADS == 0u || i < BLOCK_K * KEY_WORDS) {
             // unroll
-            for (var w = 0u; w < KEY_WORD_VECS; w++) {
+            for (var w = 0u; w < WORD_VECS; w++) {
                 tiles.staged[at + w] = vec4<f16>(unpack4(vector_of_word((*next).key[n], w)));
             }
         }
@@ -106,14 +120,14 @@ fn put(next: ptr<function, Next>, thread: u32, full: bool) {
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
         let i = n * THREADS + thread;
-        let at = i / VALUE_WORDS * VALUE_STRIDE + KEY_WORD_VECS * (i % VALUE_WORDS);
+        let at = i / VALUE_WORDS * VALUE_STRIDE + WORD_VECS * (i % VALUE_WORDS);
         // unroll
-        for (var w = 0u; w < KEY_WORD_VECS; w++) {
+        for (var w = 0u; w < WORD_VECS; w++) {
             var numbers = unpack4(vector_of_word((*next).value[n], w));
             if (!full) {
                 let beyond = beyond_f16(numbers);
                 if (any(beyond)) {
-                    atomicStore(&found_non_finite_value, 1u);
+                    atomicStore(&non_finite_value_in, tile_number(first));
                     numbers = select(numbers, vec4(0.0), beyond);
                 }
             }

@@ -1,7 +1,6 @@
 // Tensors of any dims, strides and offsets: loads by the element.
 
 alias Word = u32;
-alias KeyWord = Word;
 
 // Four elements from `element` on, of which the first `count` exist; 0 for the others.
 fn load_query(element: u32, count: u32) -> vec4<f32> {

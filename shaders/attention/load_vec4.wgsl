@@ -1,7 +1,6 @@
 // Tensors whose dims, strides and offsets are multiples of four: a load is one vector.
 
 alias Word = Packed4;
-alias KeyWord = Word;
 
 // Four elements from `element` on, of which the first `count` exist (none or all four).
 fn load_query(element: u32, count: u32) -> vec4<f32> {
@@ -38,11 +37,11 @@ fn arrived(vector: Ahead) -> vec4<f32> {
     return unpack4(vector);
 }
 
-// For the matrix kernel, which stages keys and values by KEY_WORD_VECS vectors to a word: vector `n`
-// of one, and the vector of values at `element`.
-const KEY_WORD_VECS: u32 = 1u;
+// For the matrix kernels, which stage tensors by WORD_VECS vectors to a word: vector `n` of one, and
+// the vector of values at `element`.
+const WORD_VECS: u32 = 1u;
 
-fn vector_of_word(word: KeyWord, n: u32) -> Packed4 {
+fn vector_of_word(word: Word, n: u32) -> Packed4 {
     return word;
 }
 

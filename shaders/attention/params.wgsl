@@ -72,8 +72,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> query: array<Word>;
-@group(0) @binding(2) var<storage, read> key: array<KeyWord>;
-@group(0) @binding(3) var<storage, read> value: array<KeyWord>;
+@group(0) @binding(2) var<storage, read> key: array<Word>;
+@group(0) @binding(3) var<storage, read> value: array<Word>;
 @group(0) @binding(4) var<storage, read_write> out: array<OutWord>;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 // Lengths, roles, bits: see `Arrays`.

@@ -29,6 +29,11 @@ fn pack2(x: vec2<f32>) -> u32 {
     return halves.x | (halves.y << 16u);
 }
 
+// With other signs where `flips`.
+fn flipped4(packed: Packed4, flips: bool) -> Packed4 {
+    return packed ^ vec2(select(0u, 0x80008000u, flips));
+}
+
 // Element `index % PER_WORD` of a word.
 fn unpack1(word: u32, index: u32) -> f32 {
     let halves = unpack2x16float(word);

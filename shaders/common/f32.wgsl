@@ -11,6 +11,11 @@ fn pack4(x: vec4<f32>) -> Packed4 {
     return x;
 }
 
+// With other signs where `flips`.
+fn flipped4(packed: Packed4, flips: bool) -> Packed4 {
+    return select(packed, -packed, flips);
+}
+
 // Element `index % PER_WORD` of a word.
 fn unpack1(word: u32, index: u32) -> f32 {
     return bitcast<f32>(word);

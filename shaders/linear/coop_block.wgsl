@@ -16,7 +16,8 @@ const STRIPS: u32 = SLICE_VECS / 4u;
 const THREADS: u32 = 32u * STRIPS;
 // Strides in vectors of four; the padding keeps rows out of each other's banks.
 const KEY_STRIDE: u32 = FEATURE_VECS + 2u;
-const KEY_LOADS: u32 = (BLOCK * FEATURE_VECS + THREADS - 1u) / THREADS;
+const KEY_WORDS: u32 = FEATURE_VECS / WORD_VECS;
+const KEY_LOADS: u32 = (BLOCK * KEY_WORDS + THREADS - 1u) / THREADS;
 const LOST_LOADS: u32 = (BLOCK + THREADS - 1u) / THREADS;
 
 const_assert FEATURE_VECS % 4u == 0u && SLICE_VECS % 4u == 0u && VALUE_VECS % SLICE_VECS == 0u;
@@ -43,18 +44,18 @@ fn lane_of(slice: u32, subgroup: u32, subgroup_lane: u32) -> Lane {
 
 // A thread's share of the next block's keys, under way while it computes; with gates, what is lost.
 struct NextKeys {
-    key: array<Ahead, KEY_LOADS>,
+    key: array<Word, KEY_LOADS>,
     lost: array<vec2<f32>, LOST_LOADS>,
     lost_before: vec2<f32>,
 }
 
-// The token of the block and the vector that a thread's n-th vector of features is.
+// The token of the block and the first vector that a thread's n-th word of features is.
 fn token_of_key(n: u32, lane: Lane) -> u32 {
-    return (n * THREADS + lane.thread) / FEATURE_VECS;
+    return (n * THREADS + lane.thread) / KEY_WORDS;
 }
 
 fn vector_of_key(n: u32, lane: Lane) -> u32 {
-    return (n * THREADS + lane.thread) % FEATURE_VECS;
+    return WORD_VECS * ((n * THREADS + lane.thread) % KEY_WORDS);
 }
 
 fn fetch_keys(next: ptr<function, NextKeys>, lane: Lane, here: Place, first: u32) {
@@ -74,8 +75,8 @@ fn fetch_keys(next: ptr<function, NextKeys>, lane: Lane, here: Place, first: u32
 }
 
 // Four elements; 0 beyond the last, where dims are no WHOLE matrices.
-fn features_of(vector: Ahead, dim: u32) -> vec4<f32> {
-    let features = arrived(vector);
+fn features_of(vector: Packed4, dim: u32) -> vec4<f32> {
+    let features = unpack4(vector);
     return select(vec4(0.0), features, WHOLE || dim < params.head_dim);
 }
 
@@ -84,8 +85,12 @@ fn put_keys(next: ptr<function, NextKeys>, lane: Lane, first: u32) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let vector = vector_of_key(n, lane);
-        if (BLOCK * FEATURE_VECS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
-            tiles.keys[token_of_key(n, lane) * KEY_STRIDE + vector] = vec4<f16>(features_of((*next).key[n], 4u * vector));
+        if (BLOCK * KEY_WORDS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
+            // unroll
+            for (var w = 0u; w < WORD_VECS; w++) {
+                tiles.keys[token_of_key(n, lane) * KEY_STRIDE + vector + w] =
+                    vec4<f16>(features_of(vector_of_word((*next).key[n], w), 4u * (vector + w)));
+            }
         }
     }
     if (GATED) {
@@ -120,15 +125,23 @@ fn left_of_state(slope: f32, now: u32) -> f32 {
     return exp(-slope * f32(now + 1u));
 }
 
-// The largest finite magnitude among four numbers, in bits that order as the numbers do: without
-// signs and with exponents one higher, so that those of no finite numbers run over to 0.
-fn largest_bits(x: vec4<f32>) -> u32 {
-    let bits = (bitcast<vec4<u32>>(x) << vec4(1u)) + vec4(0x01000000u);
-    return max(max(bits.x, bits.y), max(bits.z, bits.w));
+fn largest_of(x: vec4<f32>) -> f32 {
+    let magnitudes = abs(x);
+    return max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w));
 }
 
-// A power of two that brings a number of these bits to between 2^14 and 2^15, and its inverse.
-fn f16_scale(bits: u32) -> vec2<f32> {
-    let exponent = clamp(269u - (bits >> 24u), 67u, 187u);
+// The largest magnitude among four numbers that is finite.
+fn largest_finite(x: vec4<f32>) -> f32 {
+    return largest_of(select(vec4(0.0), x, abs(x) <= vec4(0x1.fffffep+127f)));
+}
+
+// The largest of a subgroup; magnitudes order as their bits do.
+fn largest_of_all(largest: f32) -> f32 {
+    return bitcast<f32>(subgroupMax(bitcast<u32>(largest)));
+}
+
+// A power of two that brings numbers up to `largest` to below 2^15, and its inverse.
+fn f16_scale(largest: f32) -> vec2<f32> {
+    let exponent = clamp(268u - (bitcast<u32>(largest) >> 23u), 67u, 187u);
     return vec2(bitcast<f32>(exponent << 23u), bitcast<f32>((254u - exponent) << 23u));
 }

@@ -15,11 +15,17 @@
 alias Answers = array<coop_mat16x16<f32, C>, TOKEN_TILES>;
 
 // Multiplies the block's queries with the strip's state; gives what the answers are to be multiplied by.
-fn ask_state(answers: ptr<function, Answers>, state: ptr<function, State>, zero: coop_mat16x16<f32, C>, lane: Lane) -> f32 {
+fn ask_state(
+    answers: ptr<function, Answers>,
+    state: ptr<function, State>,
+    zero: coop_mat16x16<f32, C>,
+    lane: Lane,
+    careful: bool,
+) -> f32 {
     let room = room_of(lane);
     let row = row_of(lane) + lane.half;
     var numbers: array<vec4<f32>, 2u * FEATURE_TILES>;
-    var largest = 0u;
+    var largest = 0.0;
     // unroll
     for (var f = 0u; f < FEATURE_TILES; f++) {
         coopStoreT((*state)[f], &tiles.wide[room], ROOM_STRIDE);
@@ -27,9 +33,13 @@ fn ask_state(answers: ptr<function, Answers>, state: ptr<function, State>, zero:
         numbers[2u * f] = tiles.wide[row];
         numbers[2u * f + 1u] = tiles.wide[row + 2u];
         subgroupBarrier();
-        largest = max(largest, max(largest_bits(numbers[2u * f]), largest_bits(numbers[2u * f + 1u])));
+        if (careful) {
+            largest = max(largest, max(largest_finite(numbers[2u * f]), largest_finite(numbers[2u * f + 1u])));
+        } else {
+            largest = max(largest, max(largest_of(numbers[2u * f]), largest_of(numbers[2u * f + 1u])));
+        }
     }
-    let scale = f16_scale(subgroupMax(largest));
+    let scale = f16_scale(largest_of_all(largest));
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
         (*answers)[t] = zero;
@@ -50,8 +60,8 @@ fn ask_state(answers: ptr<function, Answers>, state: ptr<function, State>, zero:
     return scale.y;
 }
 
-// The outputs of a block that is staged, and the state after it; `careful` where a value may be no
-// finite number.
+// The outputs of a block that is staged, and the state after it; `careful` where a value or the state
+// may be no finite number.
 fn answer(
     state_strip: ptr<function, State>,
     values: ptr<function, NextValues>,
@@ -66,7 +76,7 @@ fn answer(
 ) {
     score(shares, decays, zero, lane);
     var answers: Answers;
-    let state_scale = ask_state(&answers, state_strip, zero, lane);
+    let state_scale = ask_state(&answers, state_strip, zero, lane, careful);
     workgroupBarrier();
     put_values(values, lane, first, careful);
     decay_keys(decays, lane);
@@ -84,11 +94,16 @@ fn answer(
     let count = min(BLOCK, here.chunk.count - first);
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
-        var sums = zero;
+        var sums: coop_mat16x16<f32, C>;
         // unroll
         for (var k = 0u; k < t + 1u; k++) {
             let weights = coopLoadT<coop_mat16x16<f16, A>>(&tiles.queries[SCORES_AT + 16u * t * SCORE_STRIDE + 4u * k], SCORE_STRIDE);
-            sums = sums + coopMultiplyAdd(weights, factors[k], zero) * score_units[t * (t + 1u) / 2u + k];
+            let products = coopMultiplyAdd(weights, factors[k], zero) * score_units[t * (t + 1u) / 2u + k];
+            if (k == 0u) {
+                sums = products;
+            } else {
+                sums = sums + products;
+            }
         }
         let local = 16u * t + lane.row;
         let token = here.chunk.begin + first + min(local, count - 1u);
@@ -137,6 +152,15 @@ fn answer(
     }
 }
 
+// Whether a lane's share of the state before the chunk holds a number that is not finite.
+fn is_non_finite(entry: u32, lane: Lane) -> bool {
+    var found = false;
+    for (var i = lane.thread; i < 4u * FEATURE_VECS * VALUE_VECS; i += THREADS) {
+        found = found | any(is_spoilt(state[entry + i]));
+    }
+    return found;
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -169,6 +193,10 @@ fn main(
     // unroll
     for (var f = 0u; f < FEATURE_TILES; f++) {
         state_strip[f] = coopLoadT<coop_mat16x16<f32, C>>(&state[entry + 16u * f * VALUE_VECS + lane.column], VALUE_VECS);
+    }
+    workgroupBarrier();
+    if (is_non_finite(entry, lane)) {
+        atomicStore(&any_spoilt, 1u);
     }
     var shares: array<ScoreTile, SCORE_SHARE>;
     // unroll

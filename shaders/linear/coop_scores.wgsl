@@ -66,8 +66,11 @@ fn decay_keys(decays: ptr<function, Decays>, lane: Lane) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let at = token_of_key(n, lane) * KEY_STRIDE + vector_of_key(n, lane);
-        if (BLOCK * FEATURE_VECS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
-            tiles.keys[at] = vec4<f16>((*decays).keys[n] * vec4<f32>(tiles.keys[at]));
+        if (BLOCK * KEY_WORDS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
+            // unroll
+            for (var w = 0u; w < WORD_VECS; w++) {
+                tiles.keys[at + w] = vec4<f16>((*decays).keys[n] * vec4<f32>(tiles.keys[at + w]));
+            }
         }
     }
 }
@@ -101,7 +104,7 @@ fn score(
             let left = (*decays).scores[2u * share + n];
             weights[n] = select(vec4(0.0), left * tiles.wide[row + 2u * n], left >= vec4(0.0));
         }
-        let scale = f16_scale(subgroupMax(max(largest_bits(weights[0]), largest_bits(weights[1]))));
+        let scale = f16_scale(largest_of_all(max(largest_finite(weights[0]), largest_finite(weights[1]))));
         if (tile.row < TOKEN_TILES) {
             let at = SCORES_AT + (16u * tile.row + lane.row) * SCORE_STRIDE + 4u * tile.column + lane.half;
             tiles.queries[at] = vec4<f16>(scale.x * weights[0]);

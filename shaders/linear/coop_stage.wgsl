@@ -7,8 +7,9 @@ const QUERY_STRIDE: u32 = FEATURE_VECS + 2u;
 const SCORES_AT: u32 = BLOCK * QUERY_STRIDE;
 const SCORE_STRIDE: u32 = BLOCK / 4u + 2u;
 const VALUE_STRIDE: u32 = SLICE_VECS + 2u;
+const VALUE_WORDS: u32 = SLICE_VECS / WORD_VECS;
 // A subgroup has a strip of 4 vectors and 32 threads.
-const VALUE_LOADS: u32 = BLOCK / 8u;
+const VALUE_LOADS: u32 = BLOCK / (8u * WORD_VECS);
 // Subgroups have rooms for a matrix [16, 16], up to four of them side by side.
 const ROOM_ROWS: u32 = (STRIPS + 3u) / 4u;
 const ABREAST: u32 = (STRIPS + ROOM_ROWS - 1u) / ROOM_ROWS;
@@ -41,8 +42,8 @@ fn row_of(lane: Lane) -> u32 {
     return room_of(lane) + lane.row * ROOM_STRIDE;
 }
 
-alias NextQueries = array<Ahead, KEY_LOADS>;
-alias NextValues = array<Ahead, VALUE_LOADS>;
+alias NextQueries = array<Word, KEY_LOADS>;
+alias NextValues = array<Word, VALUE_LOADS>;
 
 fn fetch_queries(next: ptr<function, NextQueries>, lane: Lane, here: Place, head: u32, first: u32) {
     // unroll
@@ -57,19 +58,23 @@ fn put_queries(next: ptr<function, NextQueries>, lane: Lane) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let vector = vector_of_key(n, lane);
-        if (BLOCK * FEATURE_VECS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
-            tiles.queries[token_of_key(n, lane) * QUERY_STRIDE + vector] = vec4<f16>(features_of((*next)[n], 4u * vector));
+        if (BLOCK * KEY_WORDS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
+            // unroll
+            for (var w = 0u; w < WORD_VECS; w++) {
+                tiles.queries[token_of_key(n, lane) * QUERY_STRIDE + vector + w] =
+                    vec4<f16>(features_of(vector_of_word((*next)[n], w), 4u * (vector + w)));
+            }
         }
     }
 }
 
-// The token of the block and the vector that a thread's n-th vector of values is.
+// The token of the block and the first vector that a thread's n-th word of values is.
 fn token_of_value(n: u32, lane: Lane) -> u32 {
-    return (n * THREADS + lane.thread) / SLICE_VECS;
+    return (n * THREADS + lane.thread) / VALUE_WORDS;
 }
 
 fn vector_of_value(n: u32, lane: Lane) -> u32 {
-    return (n * THREADS + lane.thread) % SLICE_VECS;
+    return WORD_VECS * ((n * THREADS + lane.thread) % VALUE_WORDS);
 }
 
 fn fetch_values(next: ptr<function, NextValues>, lane: Lane, here: Place, first: u32) {
@@ -90,7 +95,10 @@ fn holds_non_finite(values: ptr<function, NextValues>) -> bool {
     var found = false;
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
-        found = found | exceeds_f16((*values)[n]);
+        // unroll
+        for (var w = 0u; w < WORD_VECS; w++) {
+            found = found | exceeds_f16(vector_of_word((*values)[n], w));
+        }
     }
     return found;
 }
@@ -100,20 +108,24 @@ fn holds_non_finite(values: ptr<function, NextValues>) -> bool {
 fn put_values(values: ptr<function, NextValues>, lane: Lane, first: u32, careful: bool) {
     // unroll
     for (var n = 0u; n < VALUE_LOADS; n++) {
-        let vector = vector_of_value(n, lane);
         let row = token_of_value(n, lane);
-        var numbers = select(vec4(0.0), arrived((*values)[n]), WHOLE || 4u * vector < params.value_dim);
-        if (careful) {
-            let spoilt = is_spoilt(numbers);
-            // unroll
-            for (var e = 0u; e < 4u; e++) {
-                if (spoilt[e]) {
-                    atomicMin(&spoilt_since[4u * vector + e], first + row);
+        // unroll
+        for (var w = 0u; w < WORD_VECS; w++) {
+            let vector = vector_of_value(n, lane) + w;
+            let loaded = unpack4(vector_of_word((*values)[n], w));
+            var numbers = select(vec4(0.0), loaded, WHOLE || 4u * vector < params.value_dim);
+            if (careful) {
+                let spoilt = is_spoilt(numbers);
+                // unroll
+                for (var e = 0u; e < 4u; e++) {
+                    if (spoilt[e]) {
+                        atomicMin(&spoilt_since[4u * vector + e], first + row);
+                    }
                 }
+                numbers = select(numbers, vec4(0.0), spoilt);
             }
-            numbers = select(numbers, vec4(0.0), spoilt);
+            tiles.values[row * VALUE_STRIDE + vector] = vec4<f16>(numbers);
         }
-        tiles.values[row * VALUE_STRIDE + vector] = vec4<f16>(numbers);
     }
 }
 

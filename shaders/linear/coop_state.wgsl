@@ -22,19 +22,19 @@ var<workgroup> tiles: Tiles;
 
 // A lane's part of the strip's values [BLOCK, 16]: two vectors of a row of each matrix.
 alias Strip = array<vec4<f32>, 2u * TOKEN_TILES>;
-alias NextStrip = array<Ahead, 2u * TOKEN_TILES>;
+alias NextStrip = array<Word, 2u * TOKEN_TILES / WORD_VECS>;
 
 // The vector that a lane's n-th of the strip is, among those of the values.
 fn vector_of(n: u32, lane: Lane) -> u32 {
-    return lane.column + 2u * (n % 2u) + lane.half;
+    return lane.column + 2u * lane.half + n % 2u;
 }
 
 fn fetch_strip(next: ptr<function, NextStrip>, lane: Lane, here: Place, first: u32) {
     let value_start = params.value.w + here.batch * params.value.x + here.head * params.value.y;
     // unroll
-    for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
+    for (var n = 0u; n < 2u * TOKEN_TILES; n += WORD_VECS) {
         let index = token_at(here.chunk, first + 16u * (n / 2u) + lane.row);
-        (*next)[n] = value_ahead(value_start + index * params.value.z, 4u * vector_of(n, lane));
+        (*next)[n / WORD_VECS] = value_ahead(value_start + index * params.value.z, 4u * vector_of(n, lane));
     }
 }
 
@@ -43,7 +43,8 @@ fn strip_of(next: ptr<function, NextStrip>, lane: Lane) -> Strip {
     var strip: Strip;
     // unroll
     for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
-        strip[n] = select(vec4(0.0), arrived((*next)[n]), WHOLE || 4u * vector_of(n, lane) < params.value_dim);
+        let loaded = unpack4(vector_of_word((*next)[n / WORD_VECS], n % WORD_VECS));
+        strip[n] = select(vec4(0.0), loaded, WHOLE || 4u * vector_of(n, lane) < params.value_dim);
     }
     return strip;
 }
@@ -76,8 +77,8 @@ fn f16_part(x: vec4<f32>) -> vec4<f32> {
 fn right_factor(lane: Lane, left: vec4<f32>, right: vec4<f32>) -> coop_mat16x16<f16, B> {
     let room = 16u * lane.strip * ROOM_STRIDE;
     let row = room + lane.row * ROOM_STRIDE;
-    tiles.narrow[row + lane.half] = vec4<f16>(left);
-    tiles.narrow[row + 2u + lane.half] = vec4<f16>(right);
+    tiles.narrow[row + 2u * lane.half] = vec4<f16>(left);
+    tiles.narrow[row + 2u * lane.half + 1u] = vec4<f16>(right);
     subgroupBarrier();
     let factor = coopLoadT<coop_mat16x16<f16, B>>(&tiles.narrow[room], ROOM_STRIDE);
     subgroupBarrier();
@@ -92,13 +93,13 @@ fn take_in(
     zero: coop_mat16x16<f32, C>,
     lane: Lane,
 ) {
-    var largest = 0u;
+    var largest = 0.0;
     // unroll
     for (var n = 0u; n < 2u * TOKEN_TILES; n++) {
         (*values)[n] *= (*left).rows[n / 2u];
-        largest = max(largest, largest_bits((*values)[n]));
+        largest = max(largest, largest_finite((*values)[n]));
     }
-    let scale = f16_scale(subgroupMax(largest));
+    let scale = f16_scale(largest_of_all(largest));
     var decayed: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
     var rests: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
     // unroll

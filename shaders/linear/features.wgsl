@@ -1,5 +1,5 @@
-// The feature maps of queries and keys, four features at a time.
-// Expects: tensors.wgsl, const FEATURE_MAP.
+// The feature maps of queries and keys, four features at a time, and values.
+// Expects: tensors.wgsl, const FEATURE_MAP, ONES.
 
 const IDENTITY: u32 = 0u;
 const SILU: u32 = 1u;
@@ -95,4 +95,14 @@ fn key_features(start: u32, vector: u32) -> vec4<f32> {
         }
     }
     return features;
+}
+
+// Four elements of a value; the normaliser's values are a column of ones.
+fn value_vector(batch: u32, head: u32, index: u32, vector: u32) -> vec4<f32> {
+    if (ONES) {
+        return select(vec4(0.0), vec4(1.0, 0.0, 0.0, 0.0), vector == 0u);
+    }
+    let start = params.value.w + batch * params.value.x + head * params.value.y + index * params.value.z;
+    let dims = 4u * vector + vec4(0u, 1u, 2u, 3u);
+    return select(vec4(0.0), arrived(value_ahead(start, 4u * vector)), dims < vec4(params.value_dim));
 }

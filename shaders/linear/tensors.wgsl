@@ -23,16 +23,6 @@ fn token_value(head: u32, batch: u32, index: u32) -> f32 {
     return element_of(token[word_of(at, params.token_dtype)], at, params.token_dtype);
 }
 
-// Four elements of a value; the normaliser's values are a column of ones.
-fn value_vector(batch: u32, head: u32, index: u32, vector: u32) -> vec4<f32> {
-    if (ONES) {
-        return select(vec4(0.0), vec4(1.0, 0.0, 0.0, 0.0), vector == 0u);
-    }
-    let start = params.value.w + batch * params.value.x + head * params.value.y + index * params.value.z;
-    let dims = 4u * vector + vec4(0u, 1u, 2u, 3u);
-    return select(vec4(0.0), arrived(value_ahead(start, 4u * vector)), dims < vec4(params.value_dim));
-}
-
 // Where a query and a key start.
 fn query_start(batch: u32, head: u32, index: u32) -> u32 {
     return params.query.w + batch * params.query.x + head * params.query.y + index * params.query.z;

@@ -6,7 +6,10 @@ use std::str::FromStr;
 use super::tiles::{self, Tiles};
 use super::{Activation, Attention, Output};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::workspace::{NARROW_THREADS, dtype_fragment, matrix_store_fragment, store_fragment};
+use crate::workspace::{
+    NARROW_THREADS, dtype_fragment, load_fragment, matrix_load_fragment, matrix_store_fragment,
+    store_fragment,
+};
 use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
 
 /// A kernel: one file of `shaders/attention/`.
@@ -213,12 +216,9 @@ impl Variant {
             .size("TERMS", if attention.mask.terms().len() > 1 { 4 } else { 1 });
         let mut fragments = vec![
             dtype_fragment(attention.dtype),
-            match alignment {
-                Alignment::Vec8 if self == Self::Coop && attention.dtype != DType::F32 => {
-                    fragment!(super "attention/load_vec8.wgsl")
-                }
-                Alignment::Vec8 | Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
-                Alignment::Any => fragment!(super "attention/load_any.wgsl"),
+            match self {
+                Self::Coop => matrix_load_fragment(alignment, attention.dtype),
+                _ => load_fragment(alignment),
             },
             match self {
                 Self::Coop => matrix_store_fragment(alignment, attention.dtype),

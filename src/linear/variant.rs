@@ -6,7 +6,9 @@ use std::str::FromStr;
 use super::tiles::{Half, SMALL_THREADS, THREADS, Tiles, alignment};
 use super::{Carry, FeatureMap, LinearAttention};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, matrix_store_fragment, store_fragment};
+use crate::workspace::{
+    dtype_fragment, load_fragment, matrix_load_fragment, matrix_store_fragment, store_fragment,
+};
 use crate::{Alignment, Caps, DType, Error, Unsupported};
 
 /// An algorithm: the recurrence itself, or the one over chunks of tokens.
@@ -337,9 +339,9 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
     let alignment = alignment(linear, half);
     let mut fragments = vec![
         dtype_fragment(linear.dtype),
-        match alignment {
-            Alignment::Vec8 | Alignment::Vec4 => fragment!(super "attention/load_vec4.wgsl"),
-            Alignment::Any => fragment!(super "attention/load_any.wgsl"),
+        match kernel.is_coop() {
+            true => matrix_load_fragment(alignment, linear.dtype),
+            false => load_fragment(alignment),
         },
         match kernel.is_coop() {
             true => matrix_store_fragment(alignment, linear.dtype),
@@ -350,7 +352,9 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
         fragments.push(state_fragment(linear, half));
     }
     fragments.push(fragment!(super "linear/tensors.wgsl"));
-    fragments.push(fragment!(super "linear/features.wgsl"));
+    if !kernel.is_coop() {
+        fragments.push(fragment!(super "linear/features.wgsl"));
+    }
     fragments
 }
 
