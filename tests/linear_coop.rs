@@ -161,7 +161,9 @@ fn non_finite_numbers() {
             .with_documents()
             .with_block(16)
             .with_chunk(32);
-        let case = Case::with_starts(linear, 6, Some(vec![0, 20, 130, 150]));
+        let starts = Some(vec![0, 20, 130, 150]);
+        let case = Case::with_starts(linear, 6, starts.clone());
+        let carried = Case::with_starts(linear.with_carry(Carry::InOut), 7, starts);
         for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for token in [5, 37, 52, 129] {
                 let spoil = |values: &[f32], dim: u32| {
@@ -173,6 +175,12 @@ fn non_finite_numbers() {
                 check(context, &Case { key: spoil(&case.key, dim), ..case.clone() });
                 check(context, &Case { value: spoil(&case.value, value_dim), ..case.clone() });
             }
+            // Of the state that the second document begins with.
+            let mut carried = carried.clone();
+            if let Some(state) = &mut carried.state {
+                state[((dim + 3) * value_dim) as usize + 9] = number;
+            }
+            check(context, &carried);
         }
     }
 }

@@ -125,12 +125,13 @@ fn left_of_state(slope: f32, now: u32) -> f32 {
     return exp(-slope * f32(now + 1u));
 }
 
+// The largest magnitude among four numbers that are finite.
 fn largest_of(x: vec4<f32>) -> f32 {
     let magnitudes = abs(x);
     return max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w));
 }
 
-// The largest magnitude among four numbers that is finite.
+// The largest magnitude among four numbers, leaving out those that are not finite.
 fn largest_finite(x: vec4<f32>) -> f32 {
     return largest_of(select(vec4(0.0), x, abs(x) <= vec4(0x1.fffffep+127f)));
 }

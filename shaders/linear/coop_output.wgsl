@@ -5,7 +5,7 @@
 //     own and joined with the rest on the way out.
 //  2. A weight of 0 meets every value of its block, so values that are no finite number are staged
 //     as 0, and from their token on their columns are spoilt. The loop over blocks is left for a
-//     careful one where the first of them comes.
+//     careful one where the first of them comes, and for a state that holds one from the start.
 //  3. When the state has answered, values take the place of the rooms in which it went into f16, and
 //     keys are replaced by what is left of them at the block's end: the state takes in products of
 //     what lies there, and no subgroup scales anything for that.

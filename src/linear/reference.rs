@@ -199,9 +199,14 @@ impl<'a> Reference<'a> {
         Some(out)
     }
 
-    /// Judges results by the tolerance rule of [`tolerance`](crate::attention::tolerance).
+    /// Judges results by the tolerance rule of [`tolerance`](crate::attention::tolerance). Where the
+    /// recurrence gives no finite number, any that is none will do.
     pub fn check(&self, out: &[f32], state: Option<&[f32]>, normalizer: Option<&[f32]>) -> Checked {
-        let (want, eager) = (self.recurrence(), self.recurrence_eager());
+        let (mut want, eager) = (self.recurrence(), self.recurrence_eager());
+        // Of −∞ the rule thinks that it stands for nothing.
+        for numbers in [&mut want.out, &mut want.state, &mut want.normalizer] {
+            numbers.iter_mut().filter(|x| !x.is_finite()).for_each(|x| *x = f64::NAN);
+        }
         let exact = DType::F32;
         Checked {
             out: compare(out, &want.out, &eager.out, self.linear.dtype, want.magnitude),
@@ -258,10 +263,10 @@ impl<'a> Reference<'a> {
                     results.magnitude = results.magnitude.max(magnitude);
                 }
             }
-            let most = |sizes: &[f64]| sizes.iter().copied().fold(0.0, f64::max);
-            results.state_magnitude = results.state_magnitude.max(most(&state.sizes));
-            results.normalizer_magnitude =
-                results.normalizer_magnitude.max(most(&state.normalizer_sizes));
+            let of_state = largest_finite(&state.sizes);
+            results.state_magnitude = results.state_magnitude.max(of_state);
+            let of_normalizer = largest_finite(&state.normalizer_sizes);
+            results.normalizer_magnitude = results.normalizer_magnitude.max(of_normalizer);
             results.state.extend(state.numbers.into_iter().map(Into::<f64>::into));
             if self.linear.normalize.is_some() {
                 results.normalizer.extend(state.normalizer.into_iter().map(Into::<f64>::into));
@@ -368,7 +373,8 @@ impl<'a> Reference<'a> {
                 size += q.into().abs() * state.sizes[at];
             }
             *out = (scale * sum / denominator).into();
-            magnitude = magnitude.max((scale.into() * size / denominator.into()).abs() * unsure);
+            let size = (scale.into() * size / denominator.into()).abs() * unsure;
+            magnitude = largest_finite(&[magnitude, size]);
         }
         magnitude
     }
@@ -453,6 +459,11 @@ fn taylor<R: Real>(x: &[R]) -> Vec<R> {
         }
     }
     features
+}
+
+/// The largest of some sizes: those of elements that are no finite numbers bound no other's error.
+fn largest_finite(sizes: &[f64]) -> f64 {
+    sizes.iter().copied().filter(|size| size.is_finite()).fold(0.0, f64::max)
 }
 
 /// A row of a contiguous output.
