@@ -149,6 +149,10 @@ impl Source {
             head.push_str("enable wgpu_cooperative_matrix;\n");
         }
         let _ = writeln!(head, "const MATRICES: bool = {};", header.matrices.is_some());
+        if header.matrices.is_some() {
+            let emulated = header.matrices == Some(Matrices::Emulated);
+            let _ = writeln!(head, "const EMULATED: bool = {emulated};");
+        }
         head.push_str(&header.constants);
         let fragments: Vec<Fragment> =
             std::iter::once(WORKGROUP).chain(fragments.iter().copied()).collect();

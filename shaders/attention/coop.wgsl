@@ -7,7 +7,7 @@
 //  2. Rescaling outputs means a trip through workgroup memory too: a row's maximum is left as it is
 //     until a score exceeds it by LAZY in log2, which f16 weights bear.
 //  3. A masked weight is 0 and meets every value of its tile, so values that are no finite number are
-//     staged as 0 in partial tiles, and the rows that keep them are spoilt there. Scores of
+//     staged as 0 in partial tiles, and the rows that keep them are spoilt at the end. Scores of
 //     finite queries and keys are finite: others are looked at one by one, as in partial tiles.
 //  4. Keys and values are loaded without a condition, or the load would be waited for at once: what
 //     lies outside of a tensor is a copy of something inside, and comes to nothing.
@@ -189,7 +189,7 @@ fn main(
     fetch_queries(&ahead, thread, here, first_query);
     if (thread == 0u) {
         atomicStore(&found_non_finite, 0u);
-        atomicStore(&non_finite_value_in, 0u);
+        atomicStore(&found_non_finite_value, 0u);
     }
     var rows: array<Row, BANDS>;
     open_walk(thread);
@@ -239,7 +239,7 @@ fn main(
         while (first < range.end) {
             for (; !MODIFIED && is_full(&walk, range, first); first += i32(BLOCK_K)) {
                 workgroupBarrier();
-                put(&next, thread, first, true);
+                put(&next, thread, true);
                 workgroupBarrier();
                 fetch(&next, thread, here, following_tile(range, after, first));
                 let then = entry_at(&walk, after.index + 1u);
@@ -260,7 +260,7 @@ fn main(
                 // The loop above has staged a full tile and left it for what is in it.
                 if (MODIFIED || !full) {
                     workgroupBarrier();
-                    put(&next, thread, first, full);
+                    put(&next, thread, full);
                     workgroupBarrier();
                     fetch(&next, thread, here, following_tile(range, after, first));
                 }
@@ -268,15 +268,15 @@ fn main(
                 var own = own_walk(&walk, &rows);
                 if (touches(&own, first)) {
                     let own_full = MODIFIED && !biased && is_full(&own, range, first);
-                    let tile = Tile(first, range.end, own_full);
-                    visit(&queries, &acc, &rows, zero, here, lane, tile, true);
-                    if (atomicLoad(&non_finite_value_in) == tile_number(first)) {
-                        spoil(&acc, &rows, here, lane, tile);
-                    }
+                    visit(&queries, &acc, &rows, zero, here, lane, Tile(first, range.end, own_full), true);
                 }
                 first += i32(BLOCK_K);
             }
         }
+    }
+    workgroupBarrier();
+    if (atomicLoad(&found_non_finite_value) != 0u) {
+        spoil(&acc, &rows, here, &walk, lane);
     }
     // unroll
     for (var band = 0u; band < BANDS; band++) {

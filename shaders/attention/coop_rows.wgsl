@@ -121,25 +121,29 @@ fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 
     return factor;
 }
 
-// Which values of a tile that the row keeps are no finite numbers, for one vector of dimensions.
-fn keeps_non_finite(row: ptr<function, Row>, here: Place, tile: Tile, dim: u32) -> vec4<bool> {
+// Whether a value that the row keeps is no finite number, for one vector of dimensions.
+fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Walk>, dim: u32) -> vec4<bool> {
     var found = vec4(false);
     let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y + dim;
-    for (var position = tile.first; position < min(tile.first + i32(BLOCK_K), tile.end); position++) {
-        let key_index = i32(key_at(u32(position)));
-        if (keeps(row, here, key_index)) {
-            let beyond = beyond_f16(unpack4(value_at(start + u32(key_index) * params.value.z)));
-            // A bias of −∞ masks too.
-            if (any(beyond) && (!MODIFIED || modify(row, here, u32(key_index), 0.0) != MASKED)) {
-                found = found | beyond;
+    for (var range = 0u; range < (*walk).count; range++) {
+        let bounds = range_at(walk, range);
+        for (var position = bounds.start; position < bounds.end; position++) {
+            let key_index = i32(key_at(u32(position)));
+            if (keeps(row, here, key_index)) {
+                let beyond = beyond_f16(unpack4(value_at(start + u32(key_index) * params.value.z)));
+                // A bias of −∞ masks too.
+                if (any(beyond) && (!MODIFIED || modify(row, here, u32(key_index), 0.0) != MASKED)) {
+                    found = found | beyond;
+                }
             }
         }
     }
     return found;
 }
 
-// Makes those outputs no numbers whose rows keep a value of the tile that is none.
-fn spoil(acc: ptr<function, Outputs>, rows: ptr<function, array<Row, BANDS>>, here: Place, lane: Lane, tile: Tile) {
+// Makes those outputs no numbers whose rows keep a value that is none: seldom, and so apart from what
+// every workgroup does on its way out, where code costs time that is only stepped over.
+fn spoil(acc: ptr<function, Outputs>, rows: ptr<function, array<Row, BANDS>>, here: Place, walk: ptr<function, Walk>, lane: Lane) {
     // unroll
     for (var band = 0u; band < BANDS; band++) {
         var row = (*rows)[band];
@@ -153,7 +157,7 @@ fn spoil(acc: ptr<function, Outputs>, rows: ptr<function, array<Row, BANDS>>, he
             for (var vector = lane.part; vector < 4u; vector += LANES) {
                 let dim = 16u * v + 4u * vector;
                 if (row.exists && dim < params.value_dim) {
-                    let spoilt = keeps_non_finite(&row, here, tile, dim);
+                    let spoilt = keeps_non_finite(&row, here, walk, dim);
                     tiles.scores[lane.start + vector] = select(tiles.scores[lane.start + vector], vec4(not_a_number()), spoilt);
                 }
             }

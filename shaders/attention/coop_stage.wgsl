@@ -14,8 +14,7 @@ struct Tiles {
 
 var<workgroup> tiles: Tiles;
 var<workgroup> found_non_finite: atomic<u32>;
-// The number of the last tile with a value that is no finite f16, which was staged as 0.
-var<workgroup> non_finite_value_in: atomic<u32>;
+var<workgroup> found_non_finite_value: atomic<u32>;
 
 // A thread's share of the next tile, under way while it computes: as words, since an f16 takes a
 // register of its own.
@@ -89,12 +88,7 @@ fn put_queries(ahead: ptr<function, array<Word, QUERY_LOADS>>, thread: u32, piec
     }
 }
 
-fn tile_number(first: i32) -> u32 {
-    return u32(first) + 1u;
-}
-
-// The tile at position `first`.
-fn put(next: ptr<function, Next>, thread: u32, first: i32, full: bool) {
+fn put(next: ptr<function, Next>, thread: u32, full: bool) {
     var exceeds = false;
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
@@ -127,7 +121,7 @@ fn put(next: ptr<function, Next>, thread: u32, first: i32, full: bool) {
             if (!full) {
                 let beyond = beyond_f16(numbers);
                 if (any(beyond)) {
-                    atomicStore(&non_finite_value_in, tile_number(first));
+                    atomicStore(&found_non_finite_value, 1u);
                     numbers = select(numbers, vec4(0.0), beyond);
                 }
             }

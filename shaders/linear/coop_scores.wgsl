@@ -87,32 +87,35 @@ fn score(
     // unroll
     for (var share = 0u; share < SCORE_SHARE; share++) {
         let tile = (*shares)[share];
-        var products = zero;
-        if (tile.row < TOKEN_TILES) {
-            // unroll
-            for (var f = 0u; f < FEATURE_TILES; f++) {
-                let queries = coopLoadT<coop_mat16x16<f16, A>>(&tiles.queries[16u * tile.row * QUERY_STRIDE + 4u * f], QUERY_STRIDE);
-                let keys = coopLoad<coop_mat16x16<f16, B>>(&tiles.keys[16u * tile.column * KEY_STRIDE + 4u * f], KEY_STRIDE);
-                products = coopMultiplyAdd(queries, keys, products);
+        // Who has no matrix steps over all of it; barriers of an emulated subgroup are the workgroup's.
+        if (EMULATED || tile.row < TOKEN_TILES) {
+            var products = zero;
+            if (tile.row < TOKEN_TILES) {
+                // unroll
+                for (var f = 0u; f < FEATURE_TILES; f++) {
+                    let queries = coopLoadT<coop_mat16x16<f16, A>>(&tiles.queries[16u * tile.row * QUERY_STRIDE + 4u * f], QUERY_STRIDE);
+                    let keys = coopLoad<coop_mat16x16<f16, B>>(&tiles.keys[16u * tile.column * KEY_STRIDE + 4u * f], KEY_STRIDE);
+                    products = coopMultiplyAdd(queries, keys, products);
+                }
             }
+            coopStoreT(products, &tiles.wide[room], ROOM_STRIDE);
+            subgroupBarrier();
+            var weights: array<vec4<f32>, 2>;
+            // unroll
+            for (var n = 0u; n < 2u; n++) {
+                let left = (*decays).scores[2u * share + n];
+                weights[n] = select(vec4(0.0), left * tiles.wide[row + 2u * n], left >= vec4(0.0));
+            }
+            let scale = f16_scale(largest_of_all(max(largest_finite(weights[0]), largest_finite(weights[1]))));
+            if (tile.row < TOKEN_TILES) {
+                let at = SCORES_AT + (16u * tile.row + lane.row) * SCORE_STRIDE + 4u * tile.column + lane.half;
+                tiles.queries[at] = vec4<f16>(scale.x * weights[0]);
+                tiles.queries[at + 2u] = vec4<f16>(scale.x * weights[1]);
+            }
+            if (lane.row == 0u && lane.half == 0u) {
+                score_units[share * STRIPS + lane.strip] = scale.y;
+            }
+            subgroupBarrier();
         }
-        coopStoreT(products, &tiles.wide[room], ROOM_STRIDE);
-        subgroupBarrier();
-        var weights: array<vec4<f32>, 2>;
-        // unroll
-        for (var n = 0u; n < 2u; n++) {
-            let left = (*decays).scores[2u * share + n];
-            weights[n] = select(vec4(0.0), left * tiles.wide[row + 2u * n], left >= vec4(0.0));
-        }
-        let scale = f16_scale(largest_of_all(max(largest_finite(weights[0]), largest_finite(weights[1]))));
-        if (tile.row < TOKEN_TILES) {
-            let at = SCORES_AT + (16u * tile.row + lane.row) * SCORE_STRIDE + 4u * tile.column + lane.half;
-            tiles.queries[at] = vec4<f16>(scale.x * weights[0]);
-            tiles.queries[at + 2u] = vec4<f16>(scale.x * weights[1]);
-        }
-        if (lane.row == 0u && lane.half == 0u) {
-            score_units[share * STRIPS + lane.strip] = scale.y;
-        }
-        subgroupBarrier();
     }
 }
