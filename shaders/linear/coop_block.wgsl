@@ -16,6 +16,11 @@ const STRIPS: u32 = SLICE_VECS / 4u;
 const THREADS: u32 = 32u * STRIPS;
 // Strides in vectors of four; the padding keeps rows out of each other's banks.
 const KEY_STRIDE: u32 = FEATURE_VECS + 2u;
+// Subgroups have rooms for a matrix [16, 16], up to four of them side by side.
+const ROOM_ROWS: u32 = (STRIPS + 3u) / 4u;
+const ABREAST: u32 = (STRIPS + ROOM_ROWS - 1u) / ROOM_ROWS;
+const ROOM_STRIDE: u32 = 4u * ABREAST + 2u;
+const ROOM_VECS: u32 = ROOM_ROWS * 16u * ROOM_STRIDE;
 const KEY_WORDS: u32 = FEATURE_VECS / WORD_VECS;
 const KEY_LOADS: u32 = (BLOCK * KEY_WORDS + THREADS - 1u) / THREADS;
 const LOST_LOADS: u32 = (BLOCK + THREADS - 1u) / THREADS;
@@ -40,6 +45,16 @@ struct Lane {
 fn lane_of(slice: u32, subgroup: u32, subgroup_lane: u32) -> Lane {
     return Lane(32u * subgroup + subgroup_lane, subgroup, slice * SLICE_VECS + 4u * subgroup,
         subgroup_lane / 2u, subgroup_lane % 2u);
+}
+
+// Where a lane's subgroup's room starts.
+fn room_of(lane: Lane) -> u32 {
+    return lane.strip / ABREAST * 16u * ROOM_STRIDE + lane.strip % ABREAST * 4u;
+}
+
+// Where its row of it starts.
+fn row_of(lane: Lane) -> u32 {
+    return room_of(lane) + lane.row * ROOM_STRIDE;
 }
 
 // A thread's share of the next block's keys, under way while it computes; with gates, what is lost.
@@ -80,16 +95,23 @@ fn features_of(vector: Packed4, dim: u32) -> vec4<f32> {
     return select(vec4(0.0), features, WHOLE || dim < params.head_dim);
 }
 
-// Puts down the keys of the block that begins at token `first` of the chunk.
-fn put_keys(next: ptr<function, NextKeys>, lane: Lane, first: u32) {
+// A factor for each of a thread's words of keys.
+alias KeysLeft = array<f32, KEY_LOADS>;
+
+// Puts down the keys of the block that begins at token `first` of the chunk, multiplied by `left` if
+// they are to be `decayed`.
+fn put_keys(next: ptr<function, NextKeys>, lane: Lane, first: u32, left: ptr<function, KeysLeft>, decayed: bool) {
     // unroll
     for (var n = 0u; n < KEY_LOADS; n++) {
         let vector = vector_of_key(n, lane);
         if (BLOCK * KEY_WORDS % THREADS == 0u || token_of_key(n, lane) < BLOCK) {
             // unroll
             for (var w = 0u; w < WORD_VECS; w++) {
-                tiles.keys[token_of_key(n, lane) * KEY_STRIDE + vector + w] =
-                    vec4<f16>(features_of(vector_of_word((*next).key[n], w), 4u * (vector + w)));
+                var features = features_of(vector_of_word((*next).key[n], w), 4u * (vector + w));
+                if (decayed) {
+                    features *= (*left)[n];
+                }
+                tiles.keys[token_of_key(n, lane) * KEY_STRIDE + vector + w] = vec4<f16>(features);
             }
         }
     }
@@ -102,6 +124,16 @@ fn put_keys(next: ptr<function, NextKeys>, lane: Lane, first: u32) {
             }
         }
     }
+}
+
+// What is left of a thread's keys when the block ends.
+fn left_of_keys(slope: f32, lane: Lane) -> KeysLeft {
+    var left: KeysLeft;
+    // unroll
+    for (var n = 0u; n < KEY_LOADS; n++) {
+        left[n] = left_between(slope, BLOCK - 1u, min(token_of_key(n, lane), BLOCK - 1u));
+    }
+    return left;
 }
 
 // A head's slope; exp(-200) is nothing in f32.

@@ -32,7 +32,7 @@ fn score_tile(lane: Lane, share: u32) -> ScoreTile {
 // that come later. The state after a block that is not whole is asked nothing.
 struct Decays {
     left: f32,
-    keys: array<f32, KEY_LOADS>,
+    keys: KeysLeft,
     state: array<f32, TOKEN_TILES>,
     scores: array<vec4<f32>, 2u * SCORE_SHARE>,
 }
@@ -40,10 +40,7 @@ struct Decays {
 fn decays_of(slope: f32, shares: ptr<function, array<ScoreTile, SCORE_SHARE>>, lane: Lane) -> Decays {
     var decays: Decays;
     decays.left = left_of_state(slope, BLOCK - 1u);
-    // unroll
-    for (var n = 0u; n < KEY_LOADS; n++) {
-        decays.keys[n] = left_between(slope, BLOCK - 1u, min(token_of_key(n, lane), BLOCK - 1u));
-    }
+    decays.keys = left_of_keys(slope, lane);
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
         decays.state[t] = left_of_state(slope, 16u * t + lane.row);

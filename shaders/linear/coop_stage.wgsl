@@ -10,11 +10,6 @@ const VALUE_STRIDE: u32 = SLICE_VECS + 2u;
 const VALUE_WORDS: u32 = SLICE_VECS / WORD_VECS;
 // A subgroup has a strip of 4 vectors and 32 threads.
 const VALUE_LOADS: u32 = BLOCK / (8u * WORD_VECS);
-// Subgroups have rooms for a matrix [16, 16], up to four of them side by side.
-const ROOM_ROWS: u32 = (STRIPS + 3u) / 4u;
-const ABREAST: u32 = (STRIPS + ROOM_ROWS - 1u) / ROOM_ROWS;
-const ROOM_STRIDE: u32 = 4u * ABREAST + 2u;
-const ROOM_VECS: u32 = ROOM_ROWS * 16u * ROOM_STRIDE;
 const NEVER: u32 = 0xffffffffu;
 
 // Matrices load from addresses that are multiples of 16 bytes: vectors of f32 come first, and every
@@ -31,16 +26,6 @@ var<workgroup> tiles: Tiles;
 // The token of the chunk from which on a column is no finite number; whether there is any.
 var<workgroup> spoilt_since: array<atomic<u32>, 16u * STRIPS>;
 var<workgroup> any_spoilt: atomic<u32>;
-
-// Where a lane's subgroup's room starts.
-fn room_of(lane: Lane) -> u32 {
-    return lane.strip / ABREAST * 16u * ROOM_STRIDE + lane.strip % ABREAST * 4u;
-}
-
-// Where its row of it starts.
-fn row_of(lane: Lane) -> u32 {
-    return room_of(lane) + lane.row * ROOM_STRIDE;
-}
 
 alias NextQueries = array<Word, KEY_LOADS>;
 alias NextValues = array<Word, VALUE_LOADS>;
@@ -142,7 +127,8 @@ fn stage(
     following: u32,
 ) {
     workgroupBarrier();
-    put_keys(next_keys, lane, following - BLOCK);
+    var undecayed: KeysLeft;
+    put_keys(next_keys, lane, following - BLOCK, &undecayed, false);
     put_queries(next_queries, lane);
     *values = *next_values;
     if (holds_non_finite(values)) {
