@@ -152,9 +152,14 @@ fn times_every_kernel_of_linear_attention() {
     let small =
         ["--quick", "--family", "linear", "--seconds", "0", "--heads", "2", "--dtype", "f32"];
     let shape = ["--lengths", "96", "--head-dim", "16", "--variant", "all"];
-    let record = json(&[&small[..], &shape].concat());
-    let rows = record["rows"].as_array().expect("rows");
-    assert_eq!(rows.len(), 2, "{rows:?}");
-    assert_eq!(rows[0]["label"], "linear/chunked/f32/decay/b1h2n96d16");
-    assert_eq!(rows[0]["repetitions"], 10);
+    for (carry, label) in [
+        (&[][..], "linear/chunked/f32/decay/b1h2n96d16"),
+        (&["--carry"][..], "linear/chunked/f32/decay/b1h2n96d16/carry"),
+    ] {
+        let record = json(&[&small[..], &shape, carry].concat());
+        let rows = record["rows"].as_array().expect("rows");
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        assert_eq!(rows[0]["label"], label);
+        assert_eq!(rows[0]["repetitions"], 10);
+    }
 }

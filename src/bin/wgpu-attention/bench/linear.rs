@@ -37,6 +37,9 @@ pub struct Options {
     /// Tokens of a chunk that matrix units take at a time, several to compare them
     #[arg(long, value_name = "N", value_delimiter = ',')]
     chunk_block: Vec<u32>,
+    /// Take the state over and hand it on, in f32, as calls do that continue each other
+    #[arg(long)]
+    carry: bool,
 }
 
 /// Tokens of a head whose results are checked: the reference walks them one by one.
@@ -50,7 +53,7 @@ pub fn entries(options: &sweep::Options, caps: &Caps, point: &Point) -> Result<V
     let linear = LinearAttention::new(point.shape, point.dtype)
         .with_rule(options.linear.rule.rule(false))
         .with_feature_map(options.linear.feature_map.into())
-        .with_carry(Carry::InOut);
+        .with_carry(if options.linear.carry { Carry::InOut } else { Carry::None });
     let mut entries = Vec::new();
     for chunk in each(&options.linear.chunk) {
         for block in each(&options.linear.chunk_block) {
@@ -90,10 +93,11 @@ fn entry(linear: LinearAttention, variant: LinearVariant) -> Entry {
         tokens.map_or_else(String::new, |tokens| format!("{name}{tokens}"))
     };
     let label = format!(
-        "linear/{variant}/{}/{}{map}/b{batch}h{query_heads}{}n{query_len}d{head_dim}{}{}",
+        "linear/{variant}/{}/{}{map}/b{batch}h{query_heads}{}n{query_len}d{head_dim}{}{}{}",
         linear.dtype,
         linear.rule.name(),
         if key_heads == query_heads { String::new() } else { format!("kv{key_heads}") },
+        if linear.carry == Carry::None { "" } else { "/carry" },
         asked("/chunk", linear.chunk),
         asked("/block", linear.block),
     );
@@ -122,16 +126,20 @@ fn prepare(context: &Context, linear: LinearAttention, variant: LinearVariant) -
     let betas = constant(context, "beta", linear.beta(), beta)?;
     let decay = slopes::released(shape.key_heads, 0, 24)?;
     let out = DeviceTensor::new(context, "out", dtype, shape.out())?;
-    let state = DeviceTensor::new(context, "state", DType::F32, linear.state(1))?;
+    let carries = linear.carry != Carry::None;
+    let state = carries
+        .then(|| DeviceTensor::new(context, "state", DType::F32, linear.state(1)))
+        .transpose()?;
     let mut inputs = LinearInputs::new(query.tensor.view(), key.tensor.view(), value.tensor.view());
     inputs.decay = (linear.rule == Rule::Decay).then(|| Array::f32(&decay));
     inputs.gate = linear.rule.is_gated().then(|| gates.view());
     inputs.beta = linear.rule.is_delta().then(|| betas.view());
-    let outputs = LinearOutputs::new(out.view()).with_state(state.view());
+    let mut outputs = LinearOutputs::new(out.view());
+    outputs.state = state.as_ref().map(DeviceTensor::view);
     let bound = plan.bind(&inputs, &outputs)?;
 
     let tensors = [shape.query(), shape.key(), shape.value(), shape.out()];
-    let states = 2.0 * 4.0 * elements(linear.state(1));
+    let states = if carries { 2.0 * 4.0 * elements(linear.state(1)) } else { 0.0 };
     let bytes =
         states + tensors.map(|shape| elements(shape) * dtype.size() as f64).iter().sum::<f64>();
     let check = Box::new(move |context: &Context| {
