@@ -231,7 +231,7 @@ fn main(
             if (params.len == 0u) {
                 put_keys(&next_keys, lane, first, &keys_left, false);
                 strip = strip_of(&next_strip, lane);
-                tiles.narrow[row_of(lane)] = vec4<f16>(strip[0] + strip[2]);
+                tiles.narrow[row_of(lane)] = vec4<f16>(strip[0] + strip[2u * TOKEN_TILES - 1u]);
                 break;
             }
             var values: Values;
