@@ -33,6 +33,8 @@ const_assert BLOCK % 16u == 0u && CHUNK % BLOCK == 0u;
 var<workgroup> lost: array<vec2<f32>, BLOCK>;
 
 alias State = array<coop_mat16x16<f32, C>, FEATURE_TILES>;
+// A block of a strip of values.
+alias Values = array<coop_mat16x16<f16, B>, TOKEN_TILES>;
 
 struct Lane {
     thread: u32, // of the workgroup
@@ -134,6 +136,21 @@ fn left_of_keys(slope: f32, lane: Lane) -> KeysLeft {
         left[n] = left_between(slope, BLOCK - 1u, min(token_of_key(n, lane), BLOCK - 1u));
     }
     return left;
+}
+
+// Takes a block into a strip's state, of which `left` is left: Σ k vᵀ of keys that lie there decayed.
+fn take_in(state: ptr<function, State>, values: ptr<function, Values>, left: f32) {
+    // unroll
+    for (var f = 0u; f < FEATURE_TILES; f++) {
+        var taken = (*state)[f] * left;
+        // unroll
+        for (var t = 0u; t < TOKEN_TILES; t++) {
+            // The transpose of the keys.
+            let keys = coopLoad<coop_mat16x16<f16, A>>(&tiles.keys[16u * t * KEY_STRIDE + 4u * f], KEY_STRIDE);
+            taken = coopMultiplyAdd(keys, (*values)[t], taken);
+        }
+        (*state)[f] = taken;
+    }
 }
 
 // A head's slope; exp(-200) is nothing in f32.

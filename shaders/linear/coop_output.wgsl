@@ -82,7 +82,7 @@ fn answer(
     decay_keys(decays, lane);
     workgroupBarrier();
 
-    var factors: array<coop_mat16x16<f16, B>, TOKEN_TILES>;
+    var factors: Values;
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
         factors[t] = coopLoadT<coop_mat16x16<f16, B>>(&tiles.values[16u * t * VALUE_STRIDE + lane.column], VALUE_STRIDE);
@@ -138,17 +138,7 @@ fn answer(
         subgroupBarrier();
     }
     if (first + BLOCK < here.chunk.count) {
-        // unroll
-        for (var f = 0u; f < FEATURE_TILES; f++) {
-            var taken = (*state_strip)[f] * (*decays).left;
-            // unroll
-            for (var t = 0u; t < TOKEN_TILES; t++) {
-                // The transpose of the keys.
-                let keys = coopLoad<coop_mat16x16<f16, A>>(&tiles.keys[16u * t * KEY_STRIDE + 4u * f], KEY_STRIDE);
-                taken = coopMultiplyAdd(keys, factors[t], taken);
-            }
-            (*state_strip)[f] = taken;
-        }
+        take_in(state_strip, &factors, (*decays).left);
     }
 }
 

@@ -22,7 +22,6 @@ var<workgroup> tiles: Tiles;
 // A lane's part of the strip's values [BLOCK, 16]: two vectors of a row of each matrix.
 alias Strip = array<vec4<f32>, 2u * TOKEN_TILES>;
 alias NextStrip = array<Word, 2u * TOKEN_TILES / WORD_VECS>;
-alias Values = array<coop_mat16x16<f16, B>, TOKEN_TILES>;
 
 // The vector that a lane's n-th of the strip is, among those of the values.
 fn vector_of(n: u32, lane: Lane) -> u32 {
@@ -130,21 +129,6 @@ fn values_of(values: ptr<function, Values>, strip: ptr<function, Strip>, lane: L
     }
 }
 
-// The same where keys lie there decayed.
-fn take_in(state: ptr<function, State>, values: ptr<function, Values>, left: f32) {
-    // unroll
-    for (var f = 0u; f < FEATURE_TILES; f++) {
-        var taken = (*state)[f] * left;
-        // unroll
-        for (var t = 0u; t < TOKEN_TILES; t++) {
-            // The transpose of the keys.
-            let keys = coopLoad<coop_mat16x16<f16, A>>(&tiles.keys[16u * t * KEY_STRIDE + 4u * f], KEY_STRIDE);
-            taken = coopMultiplyAdd(keys, (*values)[t], taken);
-        }
-        (*state)[f] = taken;
-    }
-}
-
 // With gates, what is lost from the chunk's start on: up to each of a thread's next keys, up to the end
 // of their block, and before it.
 struct NextLost {
@@ -174,7 +158,7 @@ fn main(
         return;
     }
     let here = place(index / params.slices);
-    // Nobody sees what comes after a document, unless it is carried out.
+    // Nobody sees what comes after a document, unless it is carried out: the other chunks are whole.
     if (here.chunk.count == 0u || (!EXACT && here.chunk.is_last)) {
         return;
     }
