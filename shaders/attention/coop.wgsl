@@ -185,6 +185,8 @@ fn main(
     let first_query = turn.block * BLOCK_Q;
     let first_row = subgroup * ROWS;
     let lane = lane_of(subgroup, subgroup_lane);
+    // Emulated subgroups wait for each other, so they visit the same tiles.
+    let owner = select(subgroup, 0u, EMULATED);
     var ahead: array<Word, QUERY_LOADS>;
     fetch_queries(&ahead, thread, here, first_query);
     if (thread == 0u) {
@@ -196,7 +198,7 @@ fn main(
     // unroll
     for (var band = 0u; band < BANDS; band++) {
         var row = start_row(here.batch, first_query + first_row + band * 32u / LANES + subgroup_lane / LANES);
-        widen_walk(&row);
+        widen_walk(&row, owner);
         rows[band] = row;
     }
     var walk = close_walk(thread);
@@ -265,7 +267,7 @@ fn main(
                     fetch(&next, thread, here, following_tile(range, after, first));
                 }
                 // Each subgroup by what its own rows keep.
-                var own = own_walk(&walk, &rows);
+                var own = own_walk(&walk, owner);
                 if (touches(&own, first)) {
                     let own_full = MODIFIED && !biased && is_full(&own, range, first);
                     visit(&queries, &acc, &rows, zero, here, lane, Tile(first, range.end, own_full), true);

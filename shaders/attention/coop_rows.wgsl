@@ -44,34 +44,6 @@ const SIGMOID_UNIT: f32 = 1.0 / 32768.0;
 // A lane's part of a row of scores, then of weights.
 alias Part = array<vec4<f32>, LANE_VECS>;
 
-// What of the keys the rows of one subgroup keep: in `ranges` those of each term, not merged.
-fn own_walk(walk: ptr<function, Walk>, rows: ptr<function, array<Row, BANDS>>) -> Walk {
-    var own = *walk;
-    for (var term = 0u; term < TERMS; term++) {
-        // Ends as distances from the last key, so that all are maxima.
-        var full = vec2(0u);
-        var some = vec2(0u);
-        // unroll
-        for (var band = 0u; band < BANDS; band++) {
-            let start = u32((*rows)[band].start[term]);
-            let end = u32((*rows)[band].end[term]);
-            if ((*rows)[band].exists) {
-                full = max(full, vec2(start, params.key_len - end));
-                if (start < end) {
-                    some = max(some, vec2(params.key_len - start, end));
-                }
-            }
-        }
-        let full_start = i32(subgroupMax(full.x));
-        let full_end = i32(params.key_len - subgroupMax(full.y));
-        if ((params.term_words[term] & (ROLES | TREE | DENSE)) == 0u) {
-            own.full[term] = vec2(full_start, full_end);
-        }
-        own.ranges[term] = vec2(i32(params.key_len - subgroupMax(some.x)), i32(subgroupMax(some.y)));
-    }
-    return own;
-}
-
 // Scales, modifies and masks a lane's part of its row, in units of log2: MASKED where the pair does
 // not count.
 fn judge(row: ptr<function, Row>, part: ptr<function, Part>, here: Place, lane: Lane, tile: Tile) {

@@ -116,7 +116,7 @@ fn attend(group: u32, thread: u32) {
     open_walk(thread);
     for (var r = 0u; r < count; r++) {
         var row = start_row(here.batch, first_row + r);
-        widen_walk(&row);
+        widen_walk(&row, 0u);
         rows[r] = row;
     }
     var walk = close_walk(thread);

@@ -1,6 +1,6 @@
 // Which keys the mask leaves a block of queries: each term's range over all rows of the block,
 // merged to disjoint ascending ranges. What of them is visited, keys_*.wgsl say.
-// Expects: THREADS, TERMS; every thread of the workgroup calls `plan_walk`, or the three
+// Expects: THREADS, TERMS, OWNERS; every thread of the workgroup calls `plan_walk`, or the three
 // functions it is made of.
 
 struct Walk {
@@ -22,42 +22,44 @@ struct Range {
     proven: bool,
 }
 
-var<workgroup> term_start: array<atomic<i32>, TERMS>;
-var<workgroup> term_end: array<atomic<i32>, TERMS>;
-var<workgroup> full_start: array<atomic<i32>, TERMS>;
-var<workgroup> full_end: array<atomic<i32>, TERMS>;
+// Of each owner's rows and each term: [start, end) that some row keeps, and that every row keeps.
+var<workgroup> term_start: array<atomic<i32>, OWNERS * TERMS>;
+var<workgroup> term_end: array<atomic<i32>, OWNERS * TERMS>;
+var<workgroup> full_start: array<atomic<i32>, OWNERS * TERMS>;
+var<workgroup> full_end: array<atomic<i32>, OWNERS * TERMS>;
 var<workgroup> shared_walk: Walk;
 
 // For a thread with one row.
 fn plan_walk(thread: u32, row: ptr<function, Row>) -> Walk {
     open_walk(thread);
-    widen_walk(row);
+    widen_walk(row, 0u);
     return close_walk(thread);
 }
 
 fn open_walk(thread: u32) {
     let key_len = i32(params.key_len);
-    for (var term = thread; term < TERMS; term += THREADS) {
-        atomicStore(&term_start[term], key_len);
-        atomicStore(&term_end[term], 0);
-        atomicStore(&full_start[term], 0);
-        atomicStore(&full_end[term], key_len);
+    for (var at = thread; at < OWNERS * TERMS; at += THREADS) {
+        atomicStore(&term_start[at], key_len);
+        atomicStore(&term_end[at], 0);
+        atomicStore(&full_start[at], 0);
+        atomicStore(&full_end[at], key_len);
     }
     workgroupBarrier();
 }
 
-// Between opening and closing: makes room for what a row keeps.
-fn widen_walk(row: ptr<function, Row>) {
+// Between opening and closing: makes room for what a row of `owner` keeps.
+fn widen_walk(row: ptr<function, Row>, owner: u32) {
     for (var term = 0u; term < TERMS; term++) {
         if ((*row).exists) {
+            let at = owner * TERMS + term;
             let start = (*row).start[term];
             let end = (*row).end[term];
             if (start < end) {
-                atomicMin(&term_start[term], start);
-                atomicMax(&term_end[term], end);
+                atomicMin(&term_start[at], start);
+                atomicMax(&term_end[at], end);
             }
-            atomicMax(&full_start[term], start);
-            atomicMin(&full_end[term], end);
+            atomicMax(&full_start[at], start);
+            atomicMin(&full_end[at], end);
         }
     }
 }
@@ -70,6 +72,29 @@ fn close_walk(thread: u32) -> Walk {
     return workgroupUniformLoad(&shared_walk);
 }
 
+// [start, end) that some row of the workgroup keeps of a term.
+fn some_of_term(term: u32) -> vec2<i32> {
+    var range = vec2(i32(params.key_len), 0);
+    for (var at = term; at < OWNERS * TERMS; at += TERMS) {
+        range = vec2(min(range.x, atomicLoad(&term_start[at])), max(range.y, atomicLoad(&term_end[at])));
+    }
+    return range;
+}
+
+// [start, end) that every row of the workgroup keeps of a term.
+fn full_of_term(term: u32) -> vec2<i32> {
+    var range = vec2(0, i32(params.key_len));
+    for (var at = term; at < OWNERS * TERMS; at += TERMS) {
+        range = vec2(max(range.x, atomicLoad(&full_start[at])), min(range.y, atomicLoad(&full_end[at])));
+    }
+    return range;
+}
+
+// Whether a term's ranges tell all pairs that it keeps.
+fn is_ranges(term: u32) -> bool {
+    return (params.term_words[term] & (ROLES | TREE | DENSE)) == 0u;
+}
+
 // Takes the ranges in order of their starts and joins those that touch.
 fn merge_ranges() {
     var taken: array<bool, TERMS>;
@@ -78,7 +103,7 @@ fn merge_ranges() {
         var next = TERMS;
         var start = i32(params.key_len);
         for (var term = 0u; term < TERMS; term++) {
-            let candidate = atomicLoad(&term_start[term]);
+            let candidate = some_of_term(term).x;
             if (!taken[term] && candidate < start) {
                 next = term;
                 start = candidate;
@@ -86,7 +111,7 @@ fn merge_ranges() {
         }
         if (next < TERMS) {
             taken[next] = true;
-            let end = atomicLoad(&term_end[next]);
+            let end = some_of_term(next).y;
             if (walk.count > 0u && start <= walk.ranges[walk.count - 1u].y) {
                 walk.ranges[walk.count - 1u].y = max(walk.ranges[walk.count - 1u].y, end);
             } else {
@@ -96,11 +121,25 @@ fn merge_ranges() {
         }
     }
     for (var term = 0u; term < TERMS; term++) {
-        if ((params.term_words[term] & (ROLES | TREE | DENSE)) == 0u) {
-            walk.full[term] = vec2(atomicLoad(&full_start[term]), atomicLoad(&full_end[term]));
+        if (is_ranges(term)) {
+            walk.full[term] = full_of_term(term);
         }
     }
     shared_walk = walk;
+}
+
+// After closing: what of the walk the rows of one owner keep; in `ranges` those of each term, not
+// merged.
+fn own_walk(walk: ptr<function, Walk>, owner: u32) -> Walk {
+    var own = *walk;
+    for (var term = 0u; term < TERMS; term++) {
+        let at = owner * TERMS + term;
+        if (is_ranges(term)) {
+            own.full[term] = vec2(atomicLoad(&full_start[at]), atomicLoad(&full_end[at]));
+        }
+        own.ranges[term] = vec2(atomicLoad(&term_start[at]), atomicLoad(&term_end[at]));
+    }
+    return own;
 }
 
 // Whether every row of the block keeps all keys [start, end).

@@ -185,9 +185,18 @@ fn largest_finite(x: vec4<f32>) -> f32 {
     return largest_of(select(vec4(0.0), x, abs(x) <= vec4(0x1.fffffep+127f)));
 }
 
-// The largest of a subgroup; magnitudes order as their bits do.
-fn largest_of_all(largest: f32) -> f32 {
-    return bitcast<f32>(subgroupMax(bitcast<u32>(largest)));
+// The largest magnitude of a subgroup. NVIDIA's driver 580.159.04 (2026-12-01) returns garbage from
+// subgroupMax of integers in kernels that use all registers, see docs/platform.md: so lanes shuffle.
+// Emulated subgroups are wider than the driver's own, whose lanes cannot shuffle so far.
+fn largest_of_subgroup(magnitude: f32) -> f32 {
+    if (EMULATED) {
+        return bitcast<f32>(subgroupMax(bitcast<u32>(magnitude)));
+    }
+    var largest = magnitude;
+    for (var distance = 1u; distance < 32u; distance *= 2u) {
+        largest = max(largest, subgroupShuffleXor(largest, distance));
+    }
+    return largest;
 }
 
 // A power of two that brings numbers up to `largest` to below 2^15, and its inverse.

@@ -39,7 +39,7 @@ fn ask_state(
             largest = max(largest, max(largest_of(numbers[2u * f]), largest_of(numbers[2u * f + 1u])));
         }
     }
-    let scale = f16_scale(largest_of_all(largest));
+    let scale = f16_scale(largest_of_subgroup(largest));
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
         (*answers)[t] = zero;

@@ -103,7 +103,7 @@ fn score(
                 let left = (*decays).scores[2u * share + n];
                 weights[n] = select(vec4(0.0), left * tiles.wide[row + 2u * n], left >= vec4(0.0));
             }
-            let scale = f16_scale(largest_of_all(max(largest_finite(weights[0]), largest_finite(weights[1]))));
+            let scale = f16_scale(largest_of_subgroup(max(largest_finite(weights[0]), largest_finite(weights[1]))));
             if (tile.row < TOKEN_TILES) {
                 let at = SCORES_AT + (16u * tile.row + lane.row) * SCORE_STRIDE + 4u * tile.column + lane.half;
                 tiles.queries[at] = vec4<f16>(scale.x * weights[0]);

@@ -97,7 +97,7 @@ fn take_in_exactly(
         (*values)[n] *= (*left).rows[n / 2u];
         largest = max(largest, largest_finite((*values)[n]));
     }
-    let scale = f16_scale(largest_of_all(largest));
+    let scale = f16_scale(largest_of_subgroup(largest));
     var decayed: Values;
     var rests: Values;
     // unroll

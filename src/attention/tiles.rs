@@ -70,7 +70,8 @@ impl Tiles {
             let row = abreast * (2 / self.lanes.max(1)) * self.step_k / 4 + 2;
             let rooms = 16 * self.threads_y.div_ceil(abreast) * row * (16 + 8);
             let staged = 8 * (self.head_vecs + 2 + self.value_vecs + 2);
-            return rooms + self.block_k * staged + RESERVED_BYTES;
+            // Each subgroup has ranges of its own, of up to four terms.
+            return rooms + self.block_k * staged + RESERVED_BYTES + 64 * self.threads_y;
         }
         if variant == Variant::Rows {
             return RESERVED_BYTES;

@@ -240,7 +240,8 @@ impl Variant {
                     .size("HEAD_VECS", tiles.head_vecs)
                     .size("VALUE_VECS", tiles.value_vecs)
                     .size("CHUNK_VECS", tiles.chunk_vecs)
-                    .size("VALUE_KEYS", tiles.value_keys);
+                    .size("VALUE_KEYS", tiles.value_keys)
+                    .size("OWNERS", if self == Self::Coop { tiles.threads_y } else { 1 });
                 fragments.push(fragment!(super "attention/walk.wgsl"));
                 fragments.extend(keys_fragments(&attention.keys, tiles));
                 fragments.push(fragment!(super "attention/judge.wgsl"));
@@ -260,6 +261,7 @@ impl Variant {
                 Output::BlockSums { block_q, block_k } => {
                     header = header
                         .size("THREADS", block_q)
+                        .size("OWNERS", 1)
                         .size("BLOCK_K", block_k)
                         .size("HEAD_VECS", attention.shape.head_dim.div_ceil(4));
                     fragments.push(fragment!(super "attention/walk.wgsl"));
