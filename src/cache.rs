@@ -11,6 +11,7 @@ use std::{fs, io, process};
 
 use crate::context::lock;
 use crate::plan::ready;
+use crate::verification::Verdict;
 
 /// Drivers never forget a pipeline: a file of more bytes than this is left behind, to start anew.
 const MOST_BYTES: usize = 256 << 20;
@@ -32,6 +33,14 @@ const HEAD: &str = concat!(
     "# wgpu-attention ",
     env!("CARGO_PKG_VERSION"),
     ": by device and configuration the fastest kernel, slower ones, and the longest compilation in ms"
+);
+
+/// The file of verdicts, and its first line.
+const VERDICTS: &str = "verified.tsv";
+const VERDICTS_HEAD: &str = concat!(
+    "# wgpu-attention ",
+    env!("CARGO_PKG_VERSION"),
+    ": by device, kernel and checksum of its text what a trial has shown: ok, or a fault"
 );
 
 /// The folder, and the pipelines that the driver keeps in it.
@@ -86,26 +95,57 @@ impl Cache {
 impl Cache {
     /// What is known of a device and a configuration.
     pub fn choice(&self, key: &str) -> Option<Choice> {
-        lines(&self.folder.join(CHOICES)).iter().find_map(|line| Choice::parse(line, key))
+        let file = self.folder.join(CHOICES);
+        lines(&file, HEAD).iter().find_map(|line| Choice::parse(line, key))
     }
 
     /// Writes what is known now.
     pub fn keep_choice(&self, key: &str, choice: &Choice) {
         let file = self.folder.join(CHOICES);
-        let mut lines = lines(&file);
+        let mut lines = lines(&file, HEAD);
         lines.retain(|line| Choice::parse(line, key).is_none());
         lines.push(choice.line(key));
-        let contents = format!("{HEAD}\n{}\n", lines.join("\n"));
-        note(replace(&file, contents.as_bytes()), &file);
+        write(&file, HEAD, &lines);
+    }
+
+    /// What a trial of a kernel has shown.
+    pub fn verdict(&self, key: &str) -> Option<Verdict> {
+        let file = self.folder.join(VERDICTS);
+        lines(&file, VERDICTS_HEAD).iter().find_map(|line| parse_verdict(line, key))
+    }
+
+    /// Writes what a trial of a kernel has shown.
+    pub fn keep_verdict(&self, key: &str, verdict: &Verdict) {
+        let file = self.folder.join(VERDICTS);
+        let mut lines = lines(&file, VERDICTS_HEAD);
+        lines.retain(|line| parse_verdict(line, key).is_none());
+        let fault = verdict.as_ref().err().map_or("ok", String::as_str);
+        lines.push(format!("{key}\t{}", fault.replace(['\t', '\n'], " ")));
+        write(&file, VERDICTS_HEAD, &lines);
     }
 }
 
-/// The lines below the head of a file of choices, if it is one and of this version.
-fn lines(file: &Path) -> Vec<String> {
+/// What a line says of a key.
+fn parse_verdict(line: &str, key: &str) -> Option<Verdict> {
+    match line.strip_prefix(key)?.strip_prefix('\t')? {
+        "ok" => Some(Ok(())),
+        // What was cut off says nothing.
+        "" => None,
+        fault => Some(Err(fault.to_owned())),
+    }
+}
+
+fn write(file: &Path, head: &str, lines: &[String]) {
+    let contents = format!("{head}\n{}\n", lines.join("\n"));
+    note(replace(file, contents.as_bytes()), file);
+}
+
+/// The lines below the head of a file, if it is one of this version.
+fn lines(file: &Path, head: &str) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap_or_default();
     let mut lines = text.lines();
     match lines.next() {
-        Some(HEAD) => lines.map(str::to_owned).collect(),
+        Some(first) if first == head => lines.map(str::to_owned).collect(),
         _ => Vec::new(),
     }
 }
@@ -151,7 +191,7 @@ fn unsealed(file: &[u8]) -> Option<&[u8]> {
 }
 
 /// FNV-1a: against accidents, not against malice.
-fn checksum(data: &[u8]) -> u64 {
+pub(crate) fn checksum(data: &[u8]) -> u64 {
     let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     data.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
@@ -195,6 +235,22 @@ mod tests {
             assert_eq!(unsealed(&file), None, "byte {place} changed");
         }
         assert_eq!(unsealed(&[&file[..], b"!"].concat()), None);
+    }
+
+    #[test]
+    fn verdicts_are_lines() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let cache = Cache { folder: folder.path().to_owned(), pipelines: None };
+        let verdicts = [Ok(()), Err("`out` is off by 1.00e0".to_owned())];
+        for (key, verdict) in ["device\tkernel 1", "device\tkernel 12"].into_iter().zip(&verdicts) {
+            assert_eq!(cache.verdict(key), None);
+            cache.keep_verdict(key, verdict);
+        }
+        assert_eq!(cache.verdict("device\tkernel 1"), Some(verdicts[0].clone()));
+        assert_eq!(cache.verdict("device\tkernel 12"), Some(verdicts[1].clone()));
+        cache.keep_verdict("device\tkernel 12", &Ok(()));
+        assert_eq!(cache.verdict("device\tkernel 12"), Some(Ok(())));
+        assert_eq!(cache.verdict("device\tkernel"), None);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::time::Duration;
 use crate::cache::{Cache, Choice};
 use crate::pieces::{Rates, SUBMISSION_TIME};
 use crate::shader::{Binding, Source};
+#[cfg(not(target_family = "wasm"))]
+use crate::verification::Verdicts;
 use crate::{Bound, Caps, Error, MAX_HEAD_DIM, View, pieces, readback};
 
 /// A device, its queue, what it can do, and the pipelines compiled for it so far.
@@ -38,10 +40,27 @@ struct Inner {
     /// What the tuner has found out in this process.
     #[cfg(not(target_family = "wasm"))]
     choices: Arc<Mutex<HashMap<String, Choice>>>,
+    /// Whether kernels on experimental features are tried before they are handed out.
+    #[cfg(not(target_family = "wasm"))]
+    verification: bool,
+    #[cfg(not(target_family = "wasm"))]
+    verdicts: Verdicts,
+    /// For tests of the verification: what is wrong with a kernel's text.
+    #[cfg(not(target_family = "wasm"))]
+    fault: Option<Fault>,
     absent: Absent,
     first: FirstWorkgroup,
     /// Why the device was lost; only ever set on a device of our own.
     lost: Arc<Mutex<Option<String>>>,
+}
+
+/// See [`Context::with_fault`].
+#[cfg(not(target_family = "wasm"))]
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    label: &'static str,
+    find: &'static str,
+    replace: &'static str,
 }
 
 /// Bound where a kernel has a binding that a configuration leaves empty; what is written has a
@@ -112,6 +131,13 @@ impl Context {
             absent: Absent { input: absent(), outputs: [absent(), absent()] },
             device: device.clone(),
             queue: queue.clone(),
+            // Emulated matrices are plain WGSL, which no driver is suspected of.
+            #[cfg(not(target_family = "wasm"))]
+            verification: !caps.emulates_matrices,
+            #[cfg(not(target_family = "wasm"))]
+            verdicts: Arc::default(),
+            #[cfg(not(target_family = "wasm"))]
+            fault: None,
             caps,
             checked_shaders: false,
             submission_time: SUBMISSION_TIME,
@@ -201,6 +227,38 @@ impl Context {
         Self::from(Inner { cache, choices, ..(*self.inner).clone() })
     }
 
+    /// The same device and pipelines, with or without trials of the kernels that depend on experimental
+    /// features, which are those on matrix units; with them at first.
+    ///
+    /// A trial runs a kernel of the same text on a small made-up problem the first time that it is
+    /// planned (some milliseconds) and compares with the f64 reference. A kernel that computes wrong
+    /// results is refused: plans choose the next one and log a warning, and those that force it are an
+    /// [`Error::Unsupported`]. The verdict is kept in the [folder](Self::with_cache), by driver and text.
+    #[cfg(not(target_family = "wasm"))]
+    #[must_use]
+    pub fn with_verification(&self, verification: bool) -> Self {
+        Self::from(Inner { verification, ..(*self.inner).clone() })
+    }
+
+    /// The same device with pipelines and verdicts of its own, for which `find` in the text of the kernel
+    /// `label` reads `replace`: a driver that is wrong, for tests.
+    #[cfg(not(target_family = "wasm"))]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_fault(
+        &self,
+        label: &'static str,
+        find: &'static str,
+        replace: &'static str,
+    ) -> Self {
+        Self::from(Inner {
+            fault: Some(Fault { label, find, replace }),
+            pipelines: Arc::default(),
+            verdicts: Arc::default(),
+            ..(*self.inner).clone()
+        })
+    }
+
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
         &self.inner.device
@@ -256,6 +314,21 @@ impl Context {
     #[cfg(not(target_family = "wasm"))]
     pub(crate) fn has_checked_shaders(&self) -> bool {
         self.inner.checked_shaders
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn has_verification(&self) -> bool {
+        self.inner.verification
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn verdicts(&self) -> &Verdicts {
+        &self.inner.verdicts
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn cache(&self) -> Option<&Cache> {
+        self.inner.cache.as_deref()
     }
 
     pub(crate) fn submission_time(&self) -> Duration {
@@ -380,10 +453,25 @@ impl Context {
         })
     }
 
+    #[cfg(not(target_family = "wasm"))]
+    fn text<'s>(&self, source: &'s Source) -> Cow<'s, str> {
+        match &self.inner.fault {
+            Some(fault) if fault.label == source.label() => {
+                Cow::Owned(source.wgsl().replace(fault.find, fault.replace))
+            }
+            _ => Cow::Borrowed(source.wgsl()),
+        }
+    }
+
+    #[cfg(target_family = "wasm")]
+    fn text<'s>(&self, source: &'s Source) -> Cow<'s, str> {
+        Cow::Borrowed(source.wgsl())
+    }
+
     fn module(&self, source: &Source) -> wgpu::ShaderModule {
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(source.label()),
-            source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(source.wgsl())),
+            source: wgpu::ShaderSource::Wgsl(self.text(source)),
         };
         if self.inner.checked_shaders {
             return self.device().create_shader_module(descriptor);

@@ -85,6 +85,8 @@ pub mod score;
 mod shader;
 pub mod shape;
 pub mod tensor;
+#[cfg(not(target_family = "wasm"))]
+mod verification;
 mod workspace;
 
 pub use arrays::{Array, Arrays};

@@ -124,6 +124,7 @@ pub struct Source {
     /// For each line of `wgsl`, the file and the line in it; the header's lines have no file.
     origins: Vec<(Option<&'static str>, usize)>,
     bindings: &'static [Binding],
+    uses_matrices: bool,
 }
 
 impl Source {
@@ -179,7 +180,8 @@ impl Source {
         }
         let name = |fragment: usize| fragment.checked_sub(1).map(|index| fragments[index].name);
         let origins = lines.iter().map(|&(_, (fragment, line))| (name(fragment), line)).collect();
-        Self { label: label.into(), wgsl, origins, bindings }
+        let uses_matrices = header.matrices.is_some();
+        Self { label: label.into(), wgsl, origins, bindings, uses_matrices }
     }
 
     /// What the kernel binds in group 0, by number. Group 1 is the same for all: the number of a
@@ -191,6 +193,11 @@ impl Source {
     /// The kernel's label, `attention.tiled` for example.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Whether the kernel runs on matrix units, the device's own or emulated ones.
+    pub(crate) const fn uses_matrices(&self) -> bool {
+        self.uses_matrices
     }
 
     /// The text, as the compiler sees it; the entry point is `main`.

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{Case, context, scratch, variants};
+use common::{Case, context, emulating, scratch, variants};
 use pollster::block_on;
 use wgpu_attention::{
-    Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, Mask, Outputs, Shape,
-    Variant, View, wgpu,
+    Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error, Inputs, LinearAttention,
+    LinearVariant, Mask, Outputs, Shape, Variant, View, wgpu,
 };
 
 fn attention() -> Attention {
@@ -174,4 +174,59 @@ fn a_range_of_subgroups_is_planned_for_its_smallest() {
         assert_eq!(tiles(8, 32), tiles(8, 8), "dim {dim}");
         assert!(tiles(8, 32).lanes <= 8 && tiles(4, 32).lanes <= 4, "dim {dim}");
     }
+}
+
+/// A context with matrix units, perhaps emulated ones, that tries kernels before it hands them out.
+fn trying() -> Option<Context> {
+    let shared = context()?;
+    let native = (!shared.caps().matrices.is_empty()).then_some(shared);
+    Some(native.or(emulating(shared))?.with_verification(true))
+}
+
+/// A driver that multiplies every score by 1.5, in one kernel alone.
+#[test]
+fn a_kernel_that_computes_wrong_results_is_passed_over() {
+    let Some(context) = trying() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let context = context.with_cache(folder.path());
+    let attention = Attention::new(Shape::new(1, 2, 70, 16), DType::F16).with_mask(Mask::causal());
+    assert_eq!(Variant::Coop.supports(context.caps(), &attention), Ok(()));
+    let wrong = context.with_fault(
+        "attention.coop",
+        "let factor = weigh(&row, &part, scale);",
+        "let factor = weigh(&row, &part, 1.5 * scale);",
+    );
+    let plan = block_on(attention.plan(&wrong)).expect("another kernel is right");
+    assert_ne!(plan.variant(), Variant::Coop);
+    let case = Case::new(attention.clone(), 1);
+    case.judge(&case.run_plan(&wrong, &plan).expect("runs"), "after a kernel that is wrong");
+    let forced = block_on(attention.plan_with(&wrong, Variant::Coop)).map(|_| ());
+    let Err(Error::Unsupported(refusal)) = forced else { panic!("{forced:?}") };
+    assert_eq!(refusal.variant, "attention.coop");
+    let part = "it computes wrong results on ";
+    assert!(refusal.reason.starts_with(part), "{}", refusal.reason);
+    assert!(refusal.reason.contains("`out` is off by "), "{}", refusal.reason);
+
+    // Without trials it is handed out, wrong as it is; and the verdict has been kept.
+    let unsuspecting = wrong.with_verification(false);
+    let plan = block_on(attention.plan(&unsuspecting)).expect("planned");
+    assert_eq!(plan.variant(), Variant::Coop);
+    let verdicts = std::fs::read_to_string(folder.path().join("verified.tsv")).expect("a file");
+    assert_eq!(verdicts.lines().filter(|line| line.contains("attention.coop")).count(), 1);
+    let later = trying().expect("as before").with_cache(folder.path());
+    let plan = block_on(attention.plan(&later)).expect("another kernel is right");
+    assert_ne!(plan.variant(), Variant::Coop, "the kept verdict counts");
+}
+
+/// The same for the states of linear attention.
+#[test]
+fn a_linear_kernel_that_computes_wrong_results_is_passed_over() {
+    let Some(context) = trying() else { return };
+    let linear =
+        LinearAttention::new(Shape::new(1, 1, 200, 16), DType::F16).with_chunk(32).with_block(16);
+    let plan = block_on(linear.plan(&context)).expect("planned");
+    assert_eq!(plan.variant(), LinearVariant::Coop, "a right kernel passes its trial");
+    let wrong = context.with_fault("linear.coop_state", "exp(-slope", "exp(-1.1 * slope");
+    let plan = block_on(linear.plan(&wrong)).expect("another kernel is right");
+    assert_ne!(plan.variant(), LinearVariant::Coop);
 }

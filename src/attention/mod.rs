@@ -5,7 +5,7 @@ mod cost;
 mod pack;
 pub mod reference;
 #[cfg(not(target_family = "wasm"))]
-mod synthetic;
+pub(crate) mod synthetic;
 mod tensors;
 mod tiles;
 pub mod tolerance;
@@ -19,9 +19,13 @@ pub use variant::Variant;
 use crate::keys::BLOCK_KEYS;
 use crate::plan::Plan;
 use crate::shader::{Source, Target};
+#[cfg(not(target_family = "wasm"))]
+use crate::verification::Verdict;
 use crate::{
     Alignment, Broadcast, Caps, Context, DType, Error, Keys, Mask, Score, Shape, Unsupported,
 };
+#[cfg(not(target_family = "wasm"))]
+use synthetic::Synthetic;
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -346,14 +350,30 @@ impl Attention {
         Ok(())
     }
 
-    /// Chooses the first variant that supports this configuration and compiles it.
+    /// Chooses the first variant that supports this configuration, compiles it and, where it depends on
+    /// experimental features, [tries](Context::with_verification) it; one that computes wrong results is
+    /// passed over.
+    ///
+    /// # Errors
+    /// A configuration without meaning; no variant for this device; a shader that does not compile; a
+    /// lost device, or one out of memory.
     pub async fn plan(&self, context: &Context) -> Result<Plan, Error> {
         self.validate()?;
-        let (variant, tiles) = Variant::choose(context.caps(), self)?;
-        self.compile(context, variant, tiles).await
+        let mut refusals = Vec::new();
+        loop {
+            let (variant, tiles) = Variant::choose(context.caps(), self, &refusals)?;
+            match self.compile(context, variant, tiles).await {
+                Err(Error::Unsupported(refusal)) => refusals.push(refusal),
+                planned => return planned,
+            }
+        }
     }
 
     /// Compiles `variant`, or says why it cannot run this configuration here.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan); [`Error::Unsupported`] also for a kernel that has failed its
+    /// [trial](Context::with_verification).
     pub async fn plan_with(&self, context: &Context, variant: Variant) -> Result<Plan, Error> {
         self.validate()?;
         let tiles = variant.tiles(context.caps(), self)?;
@@ -409,7 +429,34 @@ impl Attention {
         Ok(std::iter::once(source).chain(self.narrow_source(target)).collect())
     }
 
+    /// Compiles a kernel and, where it depends on experimental features, tries it.
     async fn compile(
+        &self,
+        context: &Context,
+        variant: Variant,
+        tiles: Option<Tiles>,
+    ) -> Result<Plan, Error> {
+        let plan = self.compile_untried(context, variant, tiles).await?;
+        #[cfg(not(target_family = "wasm"))]
+        if let (Some(tiles), true) = (&plan.tiles, context.verifies(&[&plan.source])) {
+            let trial = self.trial(&plan, tiles);
+            context.verify(variant.label(), &[&plan.source], trial).await?;
+        }
+        Ok(plan)
+    }
+
+    /// Runs a plan's kernel on a small problem and judges the results.
+    #[cfg(not(target_family = "wasm"))]
+    async fn trial(&self, plan: &Plan, tiles: &Tiles) -> Result<Verdict, Error> {
+        let call = Synthetic::trial(&plan.context, self, tiles)?;
+        let (variant, tiles) = (plan.variant, plan.tiles);
+        let tried = call.attention.compile_untried(&plan.context, variant, tiles).await?;
+        // Sizes are no part of a text.
+        debug_assert_eq!(tried.source, plan.source);
+        call.judge(&tried).await
+    }
+
+    async fn compile_untried(
         &self,
         context: &Context,
         variant: Variant,

@@ -1,11 +1,14 @@
-//! Calls made up to be timed: a configuration at a size that takes little, with everything it reads.
+//! Calls made up to be timed or tried: a configuration at a size that takes little, with everything it
+//! reads.
 
-use super::{Attention, Output, Positions};
+use super::reference::{HostInputs, Reference};
+use super::{Activation, Attention, Output, Positions, Tiles};
 use crate::keys::KeyList;
 use crate::mask::MAX_ROLES;
 use crate::plan::{Inputs, Outputs, Plan, scoped};
+use crate::verification::Verdict;
 use crate::workspace::buffer;
-use crate::{Array, Arrays, Bound, Broadcast, Context, DType, Error, Keys, Shape, View};
+use crate::{Array, Arrays, Bound, Broadcast, Context, DType, Error, Keys, Shape, View, readback};
 
 /// Sequences are halved to this length before heads are left out.
 const LONG: u32 = 1024;
@@ -16,61 +19,159 @@ const MOST: u64 = 1 << 22;
 /// Of so many blocks, or keys, a list visits one.
 const SPARSE: u32 = 4;
 
-/// A call with its tensors on the device and its arrays on the host.
+/// Queries of a mask with `tree` at most.
+const TREE_QUERIES: u32 = 64;
+
+/// Rows of a trial that are compared with the reference.
+const TRIAL_ROWS: usize = 96;
+
+/// What the side arrays of a mask take away.
+#[derive(Clone, Copy, PartialEq)]
+enum Masked {
+    /// Nothing, so that times compare: what a mask takes away is data, which only the caller has.
+    Nothing,
+    /// Some pairs, so that a mask that does not work shows.
+    Some,
+}
+
+/// A call with its tensors on the device and on the host.
 pub(super) struct Synthetic {
     pub attention: Attention,
+    /// Queries, keys, values and the bias.
+    numbers: [Vec<f32>; 4],
     tensors: [wgpu::Buffer; 3],
     bias: Option<wgpu::Buffer>,
     outputs: [wgpu::Buffer; 2],
     sides: Sides,
 }
 
-/// Side arrays that leave all pairs: what a mask takes away is data, which only the caller has.
+/// Every side array that a configuration may read.
 struct Sides {
-    zeros: Vec<u32>,
-    ones: Vec<u32>,
-    starts: [[u32; 2]; 2],
+    query_offset: Vec<u32>,
+    starts: [Vec<u32>; 2],
     key_lengths: Vec<u32>,
+    roles: [Vec<u32>; 3],
+    tree_bits: Vec<u32>,
+    dense_mask: Vec<u32>,
+    alibi_slopes: Vec<f32>,
+    key_bias: Vec<f32>,
+    sinks: Vec<f32>,
     list: Option<KeyList>,
 }
 
 impl Synthetic {
-    /// A call like those of `attention`, of about `work` operations or fewer.
+    /// A call like those of `attention`, of about `work` operations or fewer, to be timed.
     ///
     /// # Errors
     /// A device that has no room for it.
     pub fn new(context: &Context, attention: &Attention, work: f64) -> Result<Self, Error> {
+        let shape = scaled(attention.shape, work);
+        Self::of(context, Attention { shape, ..attention.clone() }, Masked::Nothing)
+    }
+
+    /// A call of the same kernel as those of `attention` with `tiles`, to be tried: of several tiles, the
+    /// last ones ragged, with an LSE where there may be one.
+    ///
+    /// # Errors
+    /// A device that has no room for it.
+    pub fn trial(context: &Context, attention: &Attention, tiles: &Tiles) -> Result<Self, Error> {
         let mut attention = attention.clone();
-        attention.shape = scaled(attention.shape, work);
+        let entry = match attention.keys {
+            Keys::Dense => 1,
+            keys => keys.block_k(),
+        };
+        let mut shape =
+            Shape { batch: 1, query_heads: 2, key_heads: 1, value_heads: 2, ..attention.shape };
+        shape.query_len = tiles.block_q + 17;
+        shape.key_len = (5 * tiles.block_k).max(2 * SPARSE * entry) + 3;
+        if attention.mask.any(|term| term.tree) {
+            shape.query_len = shape.query_len.min(TREE_QUERIES);
+        }
+        attention.shape = shape;
+        attention.output = Output::Attention { lse: attention.activation == Activation::Softmax };
+        Self::of(context, attention, Masked::Some)
+    }
+
+    fn of(context: &Context, attention: Attention, masked: Masked) -> Result<Self, Error> {
         let (shape, dtype) = (attention.shape, attention.dtype);
-        let sides = Sides::new(&attention)?;
-        let usage = wgpu::BufferUsages::STORAGE;
+        let sides = Sides::new(&attention, masked)?;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
         scoped(context, || {
-            let filled = |label, shape: [u32; 4], dtype: DType, number: fn(u32) -> f32| {
-                let numbers: Vec<f32> = (0..elements(shape) as u32).map(number).collect();
-                let mut bytes = dtype.encode(&numbers);
+            // As the tensor's dtype has them; no two tensors alike.
+            let made = |shape: [u32; 4], dtype: DType, seed: u32| {
+                let numbers: Vec<f32> =
+                    (0..elements(shape) as u32).map(|index| number(index ^ seed << 24)).collect();
+                dtype.decode(&dtype.encode(&numbers))
+            };
+            let filled = |label, dtype: DType, numbers: &[f32]| {
+                let mut bytes = dtype.encode(numbers);
                 bytes.resize(bytes.len().next_multiple_of(4).max(16), 0);
                 buffer(context, label, bytes.len() as u64, usage, Some(&bytes))
             };
-            let empty = |label, shape, dtype: DType| {
+            // What a kernel leaves as it was is NaN in every dtype.
+            let unwritten = |label, shape, dtype: DType| {
                 let size = (elements(shape) * dtype.size()).next_multiple_of(4).max(16);
-                buffer(context, label, size, usage, None)
+                buffer(context, label, size, usage, Some(&vec![0xff; size as usize]))
             };
-            let bias = attention
+            let biased = attention
                 .score
                 .bias
-                .map(|(dtype, broadcast)| filled("bias", bias(&shape, broadcast), dtype, |_| 0.0));
+                .map(|(dtype, broadcast)| (dtype, made(bias(&shape, broadcast), dtype, 4)));
+            let precision = attention.precision();
+            let numbers = [
+                made(shape.query(), precision, 1),
+                made(shape.key(), precision, 2),
+                made(shape.value(), precision, 3),
+                biased.as_ref().map(|(_, numbers)| numbers.clone()).unwrap_or_default(),
+            ];
+            let [query, key, value, _] = &numbers;
             Ok(Self {
                 tensors: [
-                    filled("query", shape.query(), dtype, number),
-                    filled("key", shape.key(), dtype, number),
-                    filled("value", shape.value(), dtype, number),
+                    filled("query", dtype, query),
+                    filled("key", dtype, key),
+                    filled("value", dtype, value),
                 ],
-                bias,
-                outputs: [empty("out", shape.out(), dtype), empty("lse", shape.lse(), DType::F32)],
+                bias: biased.map(|(dtype, numbers)| filled("bias", dtype, &numbers)),
+                outputs: [
+                    unwritten("out", shape.out(), dtype),
+                    unwritten("lse", shape.lse(), DType::F32),
+                ],
+                numbers,
                 sides,
                 attention: attention.clone(),
             })
+        })
+    }
+
+    /// Runs a plan of [`attention`](Self::attention) and judges some of its rows by the reference.
+    ///
+    /// # Errors
+    /// A lost device, or one out of memory.
+    pub async fn judge(&self, plan: &Plan) -> Result<Verdict, Error> {
+        let (context, shape) = (&plan.context, &self.attention.shape);
+        context.run(&self.bind(plan)?).await?;
+        let [out, lse] = &self.outputs;
+        let out =
+            readback::read(context, View::new(out, self.attention.dtype, shape.out())).await?;
+        let lse = match self.attention.output {
+            Output::Attention { lse: true } => {
+                Some(readback::read(context, View::new(lse, DType::F32, shape.lse())).await?)
+            }
+            _ => None,
+        };
+        let [query, key, value, bias] = &self.numbers;
+        let mut host = HostInputs::new(query, key, value);
+        host.bias = self.bias.as_ref().map(|_| &bias[..]);
+        let host = host.with_arrays(self.sides.arrays(&self.attention));
+        let reference = Reference::new(&self.attention, &host)?;
+        let rows = reference.sample(TRIAL_ROWS);
+        let (out, lse) = reference.check_out(&rows, &out, lse.as_deref());
+        let found = [("out", Some(out)), ("lse", lse)];
+        let wrong =
+            found.into_iter().find_map(|(name, found)| Some((name, found?)).filter(|f| !f.1.ok));
+        Ok(match wrong {
+            None => Ok(()),
+            Some((name, found)) => Err(crate::verification::fault(name, &found)),
         })
     }
 
@@ -98,19 +199,43 @@ impl Synthetic {
 }
 
 impl Sides {
-    fn new(attention: &Attention) -> Result<Self, Error> {
-        let shape = &attention.shape;
-        let mask_bits = u64::from(shape.query_len) * u64::from(shape.key_len.div_ceil(32));
-        let (batch, heads) = (u64::from(shape.batch), u64::from(shape.query_heads));
-        // No array is longer than these: a number a key, bits of a tree, or bits of a mask.
-        let numbers = batch * heads * u64::from(shape.key_len.max(shape.query_len).max(8));
-        let bits = (2 * u64::from(shape.query_len)).max(MAX_ROLES.into());
-        let dense = attention.mask.any(|term| term.dense);
+    fn new(attention: &Attention, masked: Masked) -> Result<Self, Error> {
+        let (shape, mask, score) = (&attention.shape, &attention.mask, &attention.score);
+        let some = masked == Masked::Some;
+        let words = |wanted: bool, len: u32, all: u32, part: fn(u32) -> u32| -> Vec<u32> {
+            let len = if wanted { len } else { 0 };
+            (0..len).map(|index| if some { part(index) } else { all }).collect()
+        };
+        let numbers = |wanted: bool, len: u32, seed: u32| -> Vec<f32> {
+            let len = if wanted { len } else { 0 };
+            (0..len).map(|index| number(index ^ seed << 24)).collect()
+        };
+        let roles = mask.any(|term| term.roles);
+        let starts = |len: u32| if some { vec![0, len / 3, len] } else { vec![0, len] };
+        let key_lengths = if some { shape.key_len - shape.key_len / 5 } else { shape.key_len };
+        let key_bias = score.key_bias.map_or(0, |broadcast| {
+            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
+            batch * heads * shape.key_len
+        });
+        let mask_words = shape.query_len * shape.key_len.div_ceil(32);
         Ok(Self {
-            zeros: vec![0; numbers as usize],
-            ones: vec![u32::MAX; bits.max(if dense { mask_bits } else { 0 }) as usize],
-            starts: [[0, shape.query_len], [0, shape.key_len]],
-            key_lengths: vec![shape.key_len; shape.batch as usize],
+            query_offset: vec![0; shape.batch as usize],
+            starts: [starts(shape.query_len), starts(shape.key_len)],
+            key_lengths: vec![key_lengths; shape.batch as usize],
+            roles: [
+                words(roles, shape.query_len, 0, |query| query % 2),
+                words(roles, shape.key_len, 0, |key| key % 3 % 2),
+                // Role 0 sees role 0, role 1 sees both.
+                words(roles, MAX_ROLES, u32::MAX, |role| 1 | role % 2 << 1),
+            ],
+            tree_bits: words(mask.any(|t| t.tree), 2 * shape.query_len, u32::MAX, mixed),
+            dense_mask: words(mask.any(|t| t.dense), mask_words, u32::MAX, mixed),
+            alibi_slopes: numbers(score.alibi, shape.query_heads, 5)
+                .iter()
+                .map(|x| x.abs())
+                .collect(),
+            key_bias: numbers(true, key_bias, 6),
+            sinks: numbers(score.sinks, shape.query_heads, 7),
             list: match attention.keys {
                 Keys::Dense => None,
                 keys => Some(list(keys, shape)?),
@@ -119,34 +244,27 @@ impl Sides {
     }
 
     fn arrays(&self, attention: &Attention) -> Arrays<'_> {
-        let (shape, mask, score) = (&attention.shape, &attention.mask, &attention.score);
-        let zeros = |wanted: bool, len: u32| {
-            wanted.then(|| Array::u32(self.zeros.get(..len as usize).unwrap_or_default()))
-        };
-        let ones = |wanted: bool, len: u32| {
-            wanted.then(|| Array::u32(self.ones.get(..len as usize).unwrap_or_default()))
-        };
+        let (mask, score) = (&attention.mask, &attention.score);
         let documents = mask.any(|term| term.documents);
         let [query_starts, key_starts] = &self.starts;
         let roles = mask.any(|term| term.roles);
-        let (dense, words) = (mask.any(|t| t.dense), shape.query_len * shape.key_len.div_ceil(32));
-        let key_bias = score.key_bias.map_or(0, |broadcast| {
-            let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-            batch * heads * shape.key_len
-        });
+        let [query_roles, key_roles, role_table] =
+            self.roles.each_ref().map(|numbers| roles.then(|| Array::u32(numbers)));
+        let words = |wanted: bool, numbers| wanted.then(|| Array::u32(numbers));
+        let dense = words(mask.any(|t| t.dense), &self.dense_mask);
         let arrays = Arrays {
-            query_offset: zeros(attention.positions == Positions::PerBatch, shape.batch),
-            query_starts: documents.then(|| Array::u32(query_starts)),
-            key_starts: documents.then(|| Array::u32(key_starts)),
-            key_lengths: mask.any(|t| t.lengths).then(|| Array::u32(&self.key_lengths)),
-            query_roles: zeros(roles, shape.query_len),
-            key_roles: zeros(roles, shape.key_len),
-            role_table: ones(roles, MAX_ROLES),
-            tree_bits: ones(mask.any(|t| t.tree), 2 * shape.query_len),
-            dense_mask: ones(dense, words).map(|bits| (bits, Broadcast::SHARED)),
-            alibi_slopes: zeros(score.alibi, shape.query_heads),
-            key_bias: zeros(score.key_bias.is_some(), key_bias),
-            sinks: zeros(score.sinks, shape.query_heads),
+            query_offset: words(attention.positions == Positions::PerBatch, &self.query_offset),
+            query_starts: words(documents, query_starts),
+            key_starts: words(documents, key_starts),
+            key_lengths: words(mask.any(|t| t.lengths), &self.key_lengths),
+            query_roles,
+            key_roles,
+            role_table,
+            tree_bits: words(mask.any(|t| t.tree), &self.tree_bits),
+            dense_mask: dense.map(|bits| (bits, Broadcast::SHARED)),
+            alibi_slopes: score.alibi.then(|| Array::f32(&self.alibi_slopes)),
+            key_bias: score.key_bias.map(|_| Array::f32(&self.key_bias)),
+            sinks: score.sinks.then(|| Array::f32(&self.sinks)),
             ..Arrays::default()
         };
         match &self.list {
@@ -172,10 +290,16 @@ fn elements(shape: [u32; 4]) -> u64 {
     shape.into_iter().map(u64::from).product()
 }
 
+/// Bits without any order.
+fn mixed(index: u32) -> u32 {
+    let once = (index ^ index >> 16).wrapping_mul(0x7feb_352d);
+    let twice = (once ^ once >> 15).wrapping_mul(0x846c_a68b);
+    twice ^ twice >> 16
+}
+
 /// Numbers from −2 to 2 without any order.
-fn number(index: u32) -> f32 {
-    let mixed = (index ^ index >> 15).wrapping_mul(0x2c1b_3c6d);
-    (mixed >> 16) as f32 / 16_384.0 - 2.0
+pub(crate) fn number(index: u32) -> f32 {
+    (mixed(index) >> 16) as f32 / 16_384.0 - 2.0
 }
 
 /// A shape of at most so many operations: fewer batch entries first, shorter sequences then, fewer

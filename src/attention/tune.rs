@@ -67,19 +67,28 @@ impl Attention {
     pub async fn plan_tuned(&self, context: &Context) -> Result<Plan, Error> {
         self.validate()?;
         let start = Instant::now();
-        let candidates: Vec<_> = Variant::candidates(context.caps(), self)
+        let mut candidates: Vec<_> = Variant::candidates(context.caps(), self)
             .into_iter()
             .map(|(variant, tiles)| (format!("{variant} {tiles}"), (variant, tiles)))
             .collect();
         let key = key(context, self);
         let mut choice = context.choice(&key).unwrap_or_default();
-        let known = candidates.iter().find(|(name, _)| *name == choice.best);
-        if known.is_none() {
-            // Another version's, of other tiles.
-            choice = Choice::default();
-        }
-        let Some(best) = known.or(candidates.first()) else { return self.plan(context).await };
-        let plan = self.compile(context, best.1.0, Some(best.1.1)).await?;
+        let (best, plan) = loop {
+            let known = candidates.iter().position(|(name, _)| *name == choice.best);
+            if known.is_none() {
+                // Another version's, of other tiles.
+                choice = Choice::default();
+            }
+            let index = known.unwrap_or(0);
+            let Some(best) = candidates.get(index).cloned() else {
+                return self.plan(context).await;
+            };
+            match self.compile(context, best.1.0, Some(best.1.1)).await {
+                // It computes wrong results here.
+                Err(Error::Unsupported(_)) => drop(candidates.remove(index)),
+                plan => break (best, plan?),
+            }
+        };
         let must_advance = start.elapsed() < choice.compiling.mul_f64(KEPT);
         let open: Vec<_> = candidates
             .iter()
@@ -92,7 +101,9 @@ impl Attention {
         choice.best.clone_from(&best.0);
         choice.compiling = choice.compiling.max(start.elapsed());
         let found = match must_advance || time_left(start.elapsed(), &choice) {
-            true => contest(context, self, (start, must_advance), &mut choice, (best, &open)).await,
+            true => {
+                contest(context, self, (start, must_advance), &mut choice, (&best, &open)).await
+            }
             false => Ok(best.1),
         };
         context.alive()?;
@@ -147,6 +158,8 @@ async fn contest(
                 log::warn!("{label} ({}) does not compile: {message}", candidate.0);
                 choice.slower.push(candidate.0.clone());
             }
+            // Nor what computes wrong results.
+            Err(Error::Unsupported(_)) => choice.slower.push(candidate.0.clone()),
             Err(error) => return Err(error),
         }
     }

@@ -96,7 +96,8 @@ impl Variant {
         }
     }
 
-    /// `Ok` exactly when planning `attention` with this variant on such a device succeeds.
+    /// `Ok` exactly when planning `attention` with this variant on such a device succeeds, as long as the
+    /// kernel computes what it should: see [`Context::with_verification`](crate::Context::with_verification).
     pub fn supports(self, caps: &Caps, attention: &Attention) -> Result<(), Unsupported> {
         self.tiles(caps, attention).map(|_| ())
     }
@@ -176,13 +177,16 @@ impl Variant {
         different
     }
 
-    /// The first variant that supports `attention`, with its tiles; logs who was refused and why.
+    /// The first variant that supports `attention` and has not failed, with its tiles; logs who was
+    /// refused and why.
     pub(crate) fn choose(
         caps: &Caps,
         attention: &Attention,
+        failed: &[Unsupported],
     ) -> Result<(Self, Option<Tiles>), Error> {
-        let mut refusals: Vec<Unsupported> = Vec::new();
-        for variant in Self::ALL {
+        let mut refusals = failed.to_vec();
+        let untried = |variant: &Self| failed.iter().all(|f| f.variant != variant.label());
+        for variant in Self::ALL.into_iter().filter(untried) {
             match variant.tiles(caps, attention) {
                 Ok(tiles) => {
                     log::info!("chose {}; refused: {refusals:?}", variant.label());

@@ -8,6 +8,8 @@ pub mod reference;
 pub mod slopes;
 mod tensors;
 mod tiles;
+#[cfg(not(target_family = "wasm"))]
+mod trial;
 mod variant;
 
 pub use check::check_gates;

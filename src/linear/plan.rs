@@ -1,6 +1,8 @@
 //! Plans of linear attention: what is decided and compiled once, and what they are bound to.
 
 use super::tiles::{Half, Tiles};
+#[cfg(not(target_family = "wasm"))]
+use super::trial;
 use super::variant::Kernel;
 use super::{LinearAttention, LinearVariant};
 use crate::shader::{Source, Target};
@@ -121,14 +123,22 @@ pub(super) struct Compiled {
 }
 
 impl LinearAttention {
-    /// Chooses an algorithm by the length and compiles its kernels.
+    /// Chooses an algorithm by the length, compiles its kernels and, where they depend on experimental
+    /// features, [tries](Context::with_verification) them; those that compute wrong results are passed
+    /// over.
     ///
     /// # Errors
     /// As [`validate`](Self::validate); no variant for this device; a shader that does not compile.
     pub async fn plan(&self, context: &Context) -> Result<LinearPlan, Error> {
         self.validate()?;
-        let variant = LinearVariant::choose(context.caps(), self)?;
-        self.compile(context, variant).await
+        let mut refusals = Vec::new();
+        loop {
+            let variant = LinearVariant::choose_but(context.caps(), self, &refusals)?;
+            match self.compile(context, variant).await {
+                Err(Error::Unsupported(refusal)) => refusals.push(refusal),
+                planned => return planned,
+            }
+        }
     }
 
     /// Compiles `variant`, or says why it cannot run this configuration here.
@@ -211,7 +221,16 @@ impl LinearAttention {
             Some(narrow) => Some(context.pipeline(&narrow).await?),
             None => None,
         };
-        Ok(LinearPlan { context: context.clone(), linear: *self, variant, halves, narrow })
+        let plan = LinearPlan { context: context.clone(), linear: *self, variant, halves, narrow };
+        #[cfg(not(target_family = "wasm"))]
+        {
+            let kernels = plan.halves.iter().flat_map(|half| &half.kernels);
+            let sources: Vec<&Source> = kernels.map(|(_, source, _)| source).collect();
+            if context.verifies(&sources) {
+                context.verify(variant.label(), &sources, trial::trial(&plan)).await?;
+            }
+        }
+        Ok(plan)
     }
 }
 

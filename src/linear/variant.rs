@@ -153,12 +153,22 @@ impl LinearVariant {
     /// # Errors
     /// [`Error::Unsupported`] with the reasons of all, where none can.
     pub fn choose(caps: &Caps, linear: &LinearAttention) -> Result<Self, Error> {
+        Self::choose_but(caps, linear, &[])
+    }
+
+    /// The same without those that have failed.
+    pub(super) fn choose_but(
+        caps: &Caps,
+        linear: &LinearAttention,
+        failed: &[Unsupported],
+    ) -> Result<Self, Error> {
         let mut preferred = Self::ALL;
         if linear.shape.key_len <= RECURRENT_TOKENS {
             preferred.reverse();
         }
-        let mut refusals: Vec<Unsupported> = Vec::new();
-        for variant in preferred {
+        let mut refusals = failed.to_vec();
+        let untried = |variant: &Self| failed.iter().all(|f| f.variant != variant.label());
+        for variant in preferred.into_iter().filter(untried) {
             match variant.supports(caps, linear) {
                 Ok(()) => {
                     log::info!("chose {}; refused: {refusals:?}", variant.label());

@@ -1,0 +1,89 @@
+//! Trials of kernels that depend on experimental features: a plan hands none out before it has computed
+//! a small problem right on the device at hand.
+//!
+//! Drivers are not always right about cooperative matrices (docs/platform.md has the cases), and what
+//! they do wrong depends on a kernel's text. So the first plan of a text runs it on made-up tensors and
+//! compares with the f64 reference. The verdict is kept with the context and, natively, in its folder.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use crate::attention::tolerance::Comparison;
+use crate::cache::checksum;
+use crate::context::lock;
+use crate::shader::Source;
+use crate::{Context, Error, Unsupported};
+
+/// `Ok` for right results; otherwise what was wrong, as a part of a sentence.
+pub(crate) type Verdict = Result<(), String>;
+
+/// What trials have shown, by [`key`].
+pub(crate) type Verdicts = Arc<Mutex<HashMap<String, Verdict>>>;
+
+/// What is wrong with a tensor of a trial.
+pub(crate) fn fault(tensor: &str, found: &Comparison) -> String {
+    format!(
+        "`{tensor}` is off by {:.2e} where {:.2e} is allowed (relative error {:.2e})",
+        found.max_abs, found.bound, found.relative
+    )
+}
+
+impl Context {
+    /// Whether a kernel of these texts is to be tried before it is handed out.
+    pub(crate) fn verifies(&self, sources: &[&Source]) -> bool {
+        self.has_verification() && sources.iter().any(|source| source.uses_matrices())
+    }
+
+    /// Asks what a trial of `sources` has shown, and runs the `trial` where none has been run.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the kernel of this `label` computes wrong results; a lost device, or
+    /// one out of memory.
+    pub(crate) async fn verify(
+        &self,
+        label: &'static str,
+        sources: &[&Source],
+        trial: impl Future<Output = Result<Verdict, Error>>,
+    ) -> Result<(), Error> {
+        let key = key(self, label, sources);
+        let verdict = match self.verdict(&key) {
+            Some(verdict) => verdict,
+            None => {
+                let verdict = trial.await?;
+                if let Err(fault) = &verdict {
+                    log::warn!(
+                        "{label} computes wrong results on {}: {fault}",
+                        self.caps().adapter
+                    );
+                }
+                self.keep_verdict(&key, verdict.clone());
+                verdict
+            }
+        };
+        let adapter = &self.caps().adapter;
+        verdict.map_err(|fault| {
+            let reason = format!("it computes wrong results on {adapter}: in a trial {fault}");
+            Unsupported::new(label, reason).into()
+        })
+    }
+
+    fn verdict(&self, key: &str) -> Option<Verdict> {
+        let here = lock(self.verdicts()).get(key).cloned();
+        here.or_else(|| self.cache()?.verdict(key))
+    }
+
+    fn keep_verdict(&self, key: &str, verdict: Verdict) {
+        if let Some(cache) = self.cache() {
+            cache.keep_verdict(key, &verdict);
+        }
+        lock(self.verdicts()).insert(key.to_owned(), verdict);
+    }
+}
+
+/// Adapter with driver, kernel, and a checksum of the texts that run.
+fn key(context: &Context, label: &str, sources: &[&Source]) -> String {
+    let text: Vec<&str> = sources.iter().map(|source| source.wgsl()).collect();
+    let adapter = context.caps().adapter.replace(['\t', '\n'], " ");
+    let checked = if context.has_checked_shaders() { " checked" } else { "" };
+    format!("{adapter}\t{label}{checked} {:016x}", checksum(text.join("\n").as_bytes()))
+}
