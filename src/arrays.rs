@@ -4,7 +4,7 @@ use crate::Broadcast;
 
 mod check;
 
-pub(crate) use check::{TREE_NODES, check_arrays, check_device, check_host};
+pub(crate) use check::{TREE_NODES, check_arrays, check_device, check_host, within};
 
 /// A small side array of 32-bit numbers: cumulative lengths, slopes, roles, ...
 ///

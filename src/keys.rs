@@ -18,7 +18,7 @@
 //! the host are proven when a plan is bound, and a false one is an error; the claims of a list on
 //! the device are ignored.
 
-use crate::arrays::{check_device, check_host};
+use crate::arrays::{check_device, check_host, within};
 use crate::{Array, Arrays, Attention, Error, MaskRows, Shape};
 
 mod list;
@@ -121,6 +121,15 @@ impl Keys {
         match *self {
             Self::Dense => Lists::SHARED,
             Self::Blocks { lists, .. } | Self::Indices { lists, .. } => lists,
+        }
+    }
+
+    /// The kind of keys, in words.
+    pub(crate) const fn describe(&self) -> &'static str {
+        match self {
+            Self::Dense => "no list (dense)",
+            Self::Blocks { .. } => "a list of blocks",
+            Self::Indices { .. } => "a list of single keys",
         }
     }
 
@@ -236,11 +245,11 @@ fn check_row(attention: &Attention, row: usize, entries: &[u32]) -> Result<(), E
         let token = entry & !FULL;
         let place = || format!("{token} at place {index} of row {row}");
         if token >= key_len {
-            let expected = format!("tokens below {key_len}");
+            let expected = within("keys", key_len.into());
             return Err(Error::tensor("list_entries", expected, place()));
         }
         if token < free {
-            let expected = format!("ascending tokens at least {block_k} apart");
+            let expected = format!("ascending keys, each at least {block_k} after the one before");
             return Err(Error::tensor("list_entries", expected, place()));
         }
         // No overflow: keys number at most 2^28.

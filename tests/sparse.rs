@@ -245,9 +245,9 @@ fn bad_lists_are_refused() {
     let keys = blocks(64, 32, Lists::SHARED);
     for (rows, sentence) in [
         (&[&[0u32][..]][..], "3 values: 1 x 1 x 2 rows and the end, got 2 values"),
-        (&[&[128], &[]], "tokens below 128, got 128 at place 0 of row 0"),
-        (&[&[], &[32, 0]], "ascending tokens at least 32 apart, got 0 at place 1 of row 1"),
-        (&[&[], &[0, 31]], "ascending tokens at least 32 apart, got 31 at place 1 of row 1"),
+        (&[&[128], &[]], "keys from 0 to 127, got 128 at place 0 of row 0"),
+        (&[&[], &[32, 0]], "each at least 32 after the one before, got 0 at place 1 of row 1"),
+        (&[&[], &[0, 31]], "each at least 32 after the one before, got 31 at place 1 of row 1"),
     ] {
         let said = refusal(keys, rows);
         assert!(said.ends_with(sentence), "{said}");
@@ -255,7 +255,9 @@ fn bad_lists_are_refused() {
     let indices = Keys::Indices { block_q: 64, lists: Lists::SHARED };
     let said = refusal(indices, &[&[5, 5], &[]]);
     assert!(
-        said.ends_with("ascending tokens at least 1 apart, got 5 at place 1 of row 0"),
+        said.ends_with(
+            "ascending keys, each at least 1 after the one before, got 5 at place 1 of row 0"
+        ),
         "{said}"
     );
     for (keys, field) in

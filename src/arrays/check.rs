@@ -31,13 +31,14 @@ pub(crate) fn check_arrays(attention: &Attention, arrays: &Arrays) -> Result<(),
     })?;
 
     let lengths = mask.any(|term| term.lengths).then_some([batch]);
-    check_below("key_lengths", sized("key_lengths", arrays.key_lengths, lengths)?, key_len + 1)?;
+    let key_lengths = sized("key_lengths", arrays.key_lengths, lengths)?;
+    check_below("key_lengths", key_lengths, ("numbers of keys", key_len + 1))?;
 
     let roles = mask.any(|term| term.roles);
     let query_roles = sized("roles_q", arrays.query_roles, roles.then_some([query_len]))?;
-    check_below("roles_q", query_roles, MAX_ROLES.into())?;
+    check_below("roles_q", query_roles, ("roles", MAX_ROLES.into()))?;
     let key_roles = sized("roles_k", arrays.key_roles, roles.then_some([key_len]))?;
-    check_below("roles_k", key_roles, MAX_ROLES.into())?;
+    check_below("roles_k", key_roles, ("roles", MAX_ROLES.into()))?;
     sized("role_table", arrays.role_table, roles.then_some([MAX_ROLES.into()]))?;
 
     let tree = mask.any(|term| term.tree);
@@ -188,10 +189,18 @@ fn check_finite(name: &str, values: &[u32]) -> Result<(), Error> {
     })
 }
 
-fn check_below(name: &str, values: &[u32], bound: u64) -> Result<(), Error> {
+fn check_below(name: &str, values: &[u32], (what, count): (&str, u64)) -> Result<(), Error> {
     check_all(name, values, |&value| {
-        (u64::from(value) >= bound).then(|| (format!("values below {bound}"), value.to_string()))
+        (u64::from(value) >= count).then(|| (within(what, count), value.to_string()))
     })
+}
+
+/// What was expected of numbers of which there are `count`, counted from 0.
+pub(crate) fn within(what: &str, count: u64) -> String {
+    match count.checked_sub(1) {
+        Some(last) => format!("{what} from 0 to {last}"),
+        None => format!("no {what}, since there are none"),
+    }
 }
 
 fn check_ascending(name: &str, starts: &[u32], len: u32) -> Result<(), Error> {
@@ -290,7 +299,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused() {
         let lengths = Arrays { key_lengths: Some(Array::u32(&[40, 41])), ..Arrays::default() };
-        let reason = "values below 41: 41 at index 1";
+        let reason = "numbers of keys from 0 to 40: 41 at index 1";
         assert_refused(&configuration("lengths"), lengths, "key_lengths", reason);
 
         let roles = Arrays {
@@ -299,7 +308,7 @@ mod tests {
             role_table: Some(Array::u32(&[u32::MAX; 8])),
             ..Arrays::default()
         };
-        let reason = "values below 8: 8 at index 2";
+        let reason = "roles from 0 to 7: 8 at index 2";
         assert_refused(&configuration("roles"), roles, "roles_q", reason);
 
         let slopes = [0.5, 0.25, f32::INFINITY];

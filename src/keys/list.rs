@@ -62,7 +62,11 @@ impl KeyList {
     /// A mask of the wrong length; `keys` that are no [`Keys::Blocks`].
     pub fn from_block_mask(keys: Keys, shape: &Shape, mask: &[bool]) -> Result<Self, Error> {
         let Keys::Blocks { block_k, .. } = keys else {
-            return Err(Error::config("keys", "blocks, for a block mask", format!("{keys:?}")));
+            return Err(Error::config(
+                "keys",
+                "a list of blocks, for a block mask",
+                keys.describe(),
+            ));
         };
         keys.validate()?;
         let columns = shape.key_len.div_ceil(block_k);

@@ -13,7 +13,8 @@ use crate::{Array, Arrays, Attention, Broadcast, Error, Mask, MaskRows, Position
 /// stands at `i' = i + offset`.
 ///
 /// As text: `sink(4) + window(1020)`, `strided(16)`, `dilated(64,4)`, `global(2)`, `documents`,
-/// `roles`, `random(density=0.1, seed=7)`, `bigbird(window=3, global=2, random=3)`.
+/// `roles`, `random(density=0.1, seed=7)`, `bigbird(window=3, global=2, random=3)`. A pattern prints as
+/// text that parses back to it, if it is valid and its seeds are below 2^32.
 ///
 /// ```
 /// use wgpu_attention::{Arrays, Attention, DType, Mask, Pattern, Shape};
@@ -27,7 +28,7 @@ use crate::{Array, Arrays, Attention, Broadcast, Error, Mask, MaskRows, Position
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pattern {
-    parts: Vec<Part>,
+    pub(super) parts: Vec<Part>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,14 +88,16 @@ impl Pattern {
         Self::part(Part::Window(left))
     }
 
-    /// Every `stride`-th key, for all queries alike: `j mod stride = stride − 1`.
+    /// Every `stride`-th key, for all queries alike: `j mod stride = stride − 1`. The stride is at
+    /// least 1, or [`Pattern::source`] refuses it.
     pub fn strided(stride: u32) -> Self {
-        Self::part(Part::Strided(stride.max(1)))
+        Self::part(Part::Strided(stride))
     }
 
-    /// The query's own position and `count` earlier ones that lie `step` apart.
+    /// The query's own position and `count` earlier ones that lie `step` apart. The step is at least 1,
+    /// or [`Pattern::source`] refuses it.
     pub fn dilated(count: u32, step: u32) -> Self {
-        Self::part(Part::Dilated { count, step: step.max(1) })
+        Self::part(Part::Dilated { count, step })
     }
 
     /// The first `n` keys for all queries, and all keys for queries at the first `n` positions.
@@ -113,7 +116,8 @@ impl Pattern {
     }
 
     /// For each block of queries of each head, that share of the blocks of keys that the mask
-    /// leaves, at least one; the same for the same seed.
+    /// leaves, at least one; the same for the same seed. The density is above 0 and at most 1, or
+    /// [`Pattern::source`] refuses it.
     pub fn random(density: f64, seed: u64) -> Self {
         Self::part(Part::Random { density, seed })
     }
@@ -130,7 +134,8 @@ impl Pattern {
     /// mask: `query_len · key_len / 8` bytes, for each head where the parts tell heads apart.
     ///
     /// # Errors
-    /// As those of [`KeyList::from_mask`]; block sizes that [`Keys`] does not allow; `documents` or
+    /// A part that [`Pattern::validate`] refuses; as those of [`KeyList::from_mask`]; block sizes that
+    /// [`Keys`] does not allow; `documents` or
     /// `roles` joined with a part that masks have no words for; a part of whole blocks or of bits
     /// where positions are given per batch entry or the mask has bits of its own.
     pub fn source(
@@ -139,6 +144,7 @@ impl Pattern {
         arrays: &Arrays<'_>,
         block: (u32, u32),
     ) -> Result<Source, Error> {
+        self.validate()?;
         let (attention, arrays) = &without_list(attention, arrays);
         if let Some(words) = self.words() {
             let attention = attention.clone().with_mask(attention.mask.clone() & words);
@@ -155,13 +161,33 @@ impl Pattern {
         check_bits(attention)?;
         if self.parts.iter().any(|part| matches!(part, Part::Documents | Part::Roles)) {
             let expected = "documents and roles joined with sink, window and each other alone";
-            return Err(Error::config("pattern", expected, format!("{self:?}")));
+            return Err(Error::config("pattern", expected, format!("`{self}`")));
         }
         let blocks = self.blocks(attention, arrays, block)?;
         if self.parts.iter().all(|part| part.is_blocks()) {
             return Ok(Source { mask: attention.mask.clone(), list: blocks, dense_mask: None });
         }
         self.bits(attention, arrays, &blocks, block)
+    }
+
+    /// Checks the numbers of all parts.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a stride or a step of 0, and for a density that is not above 0 and at
+    /// most 1.
+    pub fn validate(&self) -> Result<(), Error> {
+        let lacks = |part: &Part| match *part {
+            Part::Strided(0) => Some("a stride of at least 1"),
+            Part::Dilated { step: 0, .. } => Some("a step of at least 1"),
+            Part::Random { density, .. } if !(density > 0.0 && density <= 1.0) => {
+                Some("a density above 0 and up to 1")
+            }
+            _ => None,
+        };
+        let refused = self.parts.iter().find_map(|part| Some((part, lacks(part)?)));
+        refused.map_or(Ok(()), |(part, expected)| {
+            Err(Error::config("pattern", expected, format!("`{part}`")))
+        })
     }
 
     /// The mask that says the same, if there is one.
@@ -391,7 +417,7 @@ impl KeyList {
     /// that is not above 0, up to 1.
     pub fn top_blocks(&self, shape: &Shape, sums: &[f32], density: f64) -> Result<Self, Error> {
         let Keys::Blocks { block_q, block_k, .. } = self.keys else {
-            return Err(Error::config("keys", "a list of blocks", format!("{:?}", self.keys)));
+            return Err(Error::config("keys", "a list of blocks", self.keys.describe()));
         };
         if !(density > 0.0 && density <= 1.0) {
             return Err(Error::config("density", "above 0, up to 1", density.to_string()));

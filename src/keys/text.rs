@@ -1,5 +1,6 @@
 //! Patterns as text.
 
+use std::fmt;
 use std::str::FromStr;
 
 use super::Pattern;
@@ -15,6 +16,34 @@ impl FromStr for Pattern {
         let mut parts = text.split('+').map(|part| parse(part.trim()));
         let first = parts.next().unwrap_or_else(|| parse(""))?;
         parts.try_fold(first, |pattern, part| Ok(pattern + part?))
+    }
+}
+
+impl fmt::Display for Pattern {
+    /// Writes the parts joined by ` + `, each as it is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, part) in self.parts.iter().enumerate() {
+            write!(f, "{}{part}", if index > 0 { " + " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Sink(n) => write!(f, "sink({n})"),
+            Self::Window(left) => write!(f, "window({left})"),
+            Self::Strided(stride) => write!(f, "strided({stride})"),
+            Self::Dilated { count, step } => write!(f, "dilated({count},{step})"),
+            Self::Global(n) => write!(f, "global({n})"),
+            Self::Documents => f.write_str("documents"),
+            Self::Roles => f.write_str("roles"),
+            Self::Random { density, seed } => write!(f, "random({density},{seed})"),
+            Self::BigBird { window, global, random, seed } => {
+                write!(f, "bigbird({window},{global},{random},{seed})")
+            }
+        }
     }
 }
 
@@ -65,20 +94,21 @@ fn parse(text: &str) -> Result<Pattern, Error> {
     let values = values.map(Option::unwrap_or_default);
     let whole = |value: f64| value >= 0.0 && value <= f64::from(u32::MAX) && value.fract() == 0.0;
     let counts = if name == "random" { 1 } else { 0 };
-    if !values[counts..].iter().all(|&value| whole(value)) || values[0].is_nan() || values[0] < 0.0
-    {
+    if !values[counts..].iter().all(|&value| whole(value)) {
         return refuse("whole numbers of at least 0");
     }
     let [a, b, c, d] = values.map(|value| value as u32);
-    Ok(Pattern::part(match name {
+    let pattern = Pattern::part(match name {
         "sink" => Part::Sink(a),
         "global" => Part::Global(a),
         "window" => Part::Window(a),
-        "strided" => Part::Strided(a.max(1)),
-        "dilated" => Part::Dilated { count: a, step: b.max(1) },
+        "strided" => Part::Strided(a),
+        "dilated" => Part::Dilated { count: a, step: b },
         "documents" => Part::Documents,
         "roles" => Part::Roles,
         "random" => Part::Random { density: values[0], seed: b.into() },
         _ => Part::BigBird { window: a, global: b, random: c, seed: d.into() },
-    }))
+    });
+    pattern.validate()?;
+    Ok(pattern)
 }

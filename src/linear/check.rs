@@ -51,13 +51,21 @@ pub(crate) fn check_arrays(
         return Err(Error::tensor("starts", "a start and an end at least", got));
     }
     if let Some(starts) = starts.host() {
-        let whole = starts.first() == Some(&0) && starts.last() == Some(&len);
-        if !whole || !starts.is_sorted() {
-            return Err(Error::tensor(
-                "starts",
-                format!("numbers that ascend from 0 to the length, {len}"),
-                format!("{starts:?}"),
-            ));
+        let descends = starts.windows(2).position(|pair| pair[0] > pair[1]);
+        let got = match (starts, descends) {
+            (&[first, ..], _) if first != 0 => Some(format!("{first} as the first")),
+            (_, Some(index)) => Some(format!(
+                "{} after {} at index {}",
+                starts[index + 1],
+                starts[index],
+                index + 1
+            )),
+            (&[.., last], _) if last != len => Some(format!("{last} as the last")),
+            _ => None,
+        };
+        if let Some(got) = got {
+            let expected = format!("numbers that ascend from 0 to the length, {len}");
+            return Err(Error::tensor("starts", expected, got));
         }
     }
     Ok((starts.len() - 1) as u32)

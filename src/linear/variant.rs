@@ -406,8 +406,10 @@ impl fmt::Display for LinearVariant {
 impl FromStr for LinearVariant {
     type Err = Error;
 
+    /// Takes the name or the label, `chunked` or `linear.chunked`.
     fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|v| v.name() == name).ok_or_else(|| {
+        let is_named = |v: &Self| v.name() == name || v.label() == name;
+        Self::ALL.into_iter().find(is_named).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|v| v.name()).collect();
             Error::config("variant", format!("one of {}", names.join(", ")), format!("`{name}`"))
         })

@@ -1,7 +1,7 @@
 //! Binding a rotation.
 
 use super::{Rope, RopeInputs, RopePairs, RopePlan, THREADS};
-use crate::arrays::check_device;
+use crate::arrays::{check_device, within};
 use crate::params::RopeParams;
 use crate::pieces::moving;
 use crate::plan::{Bound, PackedLayout, Step};
@@ -150,7 +150,7 @@ fn check(rope: &Rope, inputs: &RopeInputs<'_>, out: &View<'_>) -> Result<(), Err
     match values.iter().position(|&position| position >= rows) {
         Some(index) => Err(Error::tensor(
             "positions",
-            format!("values below the {rows} rows of the tables"),
+            within("rows of the tables", rows.into()),
             format!("{} at index {index}", values[index]),
         )),
         None => Ok(()),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 use pollster::block_on;
@@ -9,8 +10,42 @@ use wgpu_attention::{Context, DType, Error, View, wgpu};
 
 use crate::bad_input;
 
+/// What works on a machine without an adapter, and what gives it one.
+pub const WITHOUT_ADAPTER: &str = "`run --adapter reference` computes on the CPU without a driver, \
+                                   and mesa-vulkan-drivers has a driver that needs no GPU";
+
 /// Where compiled kernels and the choices of `--tune` are kept, or `off`.
 const CACHE: &str = "WGPU_ATTENTION_CACHE";
+
+/// Where Wayland clients look for their compositor.
+const RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
+
+/// A folder that is not there.
+const NO_FOLDER: &str = "/nonexistent";
+
+/// Keeps Mesa's device selection from writing to stderr. It asks a Wayland compositor which GPU it uses,
+/// and libwayland complains at every attempt where [`RUNTIME_DIR`] is no absolute path. In a folder that
+/// is not there it finds no compositor either, and says nothing.
+///
+/// # Safety
+/// As [`std::env::set_var`]: no other thread may use the environment meanwhile.
+pub unsafe fn silence_driver() {
+    if cfg!(target_os = "linux") && !is_runtime_dir(std::env::var_os(RUNTIME_DIR)) {
+        // SAFETY: the caller's promise.
+        unsafe { std::env::set_var(RUNTIME_DIR, NO_FOLDER) };
+    }
+}
+
+fn is_runtime_dir(value: Option<OsString>) -> bool {
+    value.is_some_and(|folder| Path::new(&folder).is_absolute())
+}
+
+/// Gives a program that is started from here the environment that the user gave.
+pub fn user_environment(command: &mut Command) {
+    if std::env::var_os(RUNTIME_DIR).is_some_and(|folder| folder == NO_FOLDER) {
+        command.env_remove(RUNTIME_DIR);
+    }
+}
 
 /// A device on the adapter whose name, driver or backend contains `name`, or on the fastest.
 pub fn open(name: Option<&str>) -> Result<Context> {
@@ -43,7 +78,7 @@ pub fn cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 
 fn find(name: Option<&str>) -> Result<Context> {
     let Some(name) = name else {
-        return Ok(block_on(Context::request())?);
+        return Ok(block_on(Context::request()).map_err(hint)?);
     };
     let adapters = block_on(Context::adapters());
     let wanted = name.to_lowercase();
@@ -60,6 +95,14 @@ fn find(name: Option<&str>) -> Result<Context> {
                 }
             )))
         }
+    }
+}
+
+/// Says what to do where there is no adapter.
+fn hint(error: Error) -> Error {
+    match error {
+        Error::NoAdapter(reason) => Error::NoAdapter(format!("{reason}; {WITHOUT_ADAPTER}")),
+        other => other,
     }
 }
 

@@ -6,7 +6,7 @@ use pollster::block_on;
 use serde::Serialize;
 use wgpu_attention::{Attention, Caps, Context, DType, Shape, Stage, Variant, wgpu};
 
-use crate::print;
+use crate::{device, print};
 
 /// Shows every adapter with what the library can use on it
 #[derive(clap::Args)]
@@ -45,8 +45,8 @@ pub fn info(args: &Args) -> Result<()> {
     let adapters: Vec<Adapter> = block_on(Context::adapters()).iter().map(Adapter::new).collect();
     if adapters.is_empty() {
         eprintln!(
-            "no adapter found: expected a Vulkan, Metal or DX12 driver (mesa-vulkan-drivers has \
-             one that needs no GPU)"
+            "no adapter found: expected a Vulkan, Metal or DX12 driver; {}",
+            device::WITHOUT_ADAPTER
         );
     }
     if args.json {

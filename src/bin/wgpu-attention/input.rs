@@ -1,5 +1,7 @@
 //! Input files: safetensors, and their tensors as the library wants them.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -9,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use wgpu_attention::{DType, Error};
 
 use crate::bad_input;
+use crate::names::Names;
 
 /// A whole file in memory.
 pub struct File {
@@ -29,8 +32,9 @@ impl File {
         Ok(Self { name, bytes })
     }
 
-    /// The tensors whose names start with `prefix`, by the rest of their names.
-    pub fn tensors<'a>(&'a self, prefix: &'a str) -> Result<Tensors<'a>> {
+    /// The tensors whose names start with `prefix`, by the rest of their names, for a command that
+    /// knows `names`.
+    pub fn tensors<'a>(&'a self, prefix: &'a str, names: &'static Names) -> Result<Tensors<'a>> {
         let tensors = SafeTensors::deserialize(&self.bytes).map_err(|error| {
             bad_input(format!(
                 "`{}` is not a whole safetensors file ({} bytes): {error}",
@@ -38,7 +42,7 @@ impl File {
                 self.bytes.len()
             ))
         })?;
-        Ok(Tensors { file: &self.name, prefix, tensors })
+        Ok(Tensors { file: &self.name, prefix, names, tensors, used: RefCell::default() })
     }
 }
 
@@ -46,18 +50,25 @@ impl File {
 pub struct Tensors<'a> {
     file: &'a str,
     prefix: &'a str,
+    names: &'static Names,
     tensors: SafeTensors<'a>,
+    /// The names that were read, without prefix.
+    used: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Tensors<'a> {
-    pub fn get(&self, name: &str) -> Option<Tensor<'a>> {
-        let name = format!("{}{name}", self.prefix);
-        let view = self.tensors.tensor(&name).ok()?;
+    /// A tensor that is about to be used: one of the command's names.
+    pub fn get(&self, name: &'static str) -> Option<Tensor<'a>> {
+        debug_assert!(self.names.find(name).is_some(), "`{name}` is not in the table of names");
+        let full = format!("{}{name}", self.prefix);
+        let view = self.tensors.tensor(&full).ok()?;
+        self.used.borrow_mut().insert(name);
+        let name = full;
         Some(Tensor { name, dtype: view.dtype(), shape: view.shape().to_vec(), bytes: view.data() })
     }
 
     /// A tensor that must be there; `reason` says why.
-    pub fn require(&self, name: &str, reason: &str) -> Result<Tensor<'a>> {
+    pub fn require(&self, name: &'static str, reason: &str) -> Result<Tensor<'a>> {
         self.get(name).ok_or_else(|| {
             let mut names = self.tensors.names();
             names.sort_unstable();
@@ -67,6 +78,39 @@ impl<'a> Tensors<'a> {
                 self.file,
                 if names.is_empty() { "no tensors".into() } else { names.join(", ") }
             ))
+        })
+    }
+
+    /// Hands a sentence to `warn` for all that the file holds and that was not used, once everything
+    /// was read; where `strict` refuses it instead.
+    pub fn check_unused(&self, strict: bool, warn: &dyn Fn(&str)) -> Result<()> {
+        let mut file = self.tensors.names();
+        file.sort_unstable();
+        let unused = self.names.unused(&file, self.prefix, &self.used.borrow());
+        if strict && !unused.is_empty() {
+            return Err(bad_input(format!("--strict: {}", unused.join("; "))));
+        }
+        unused.iter().for_each(|sentence| warn(sentence));
+        Ok(())
+    }
+
+    /// A refusal by the library with the file's own name for a tensor; `listed` are the names of the
+    /// list's offsets and entries, where the file has a list.
+    pub fn name_in_file(&self, error: anyhow::Error, listed: [&'static str; 2]) -> anyhow::Error {
+        Names::in_file(error, |tensor| {
+            let name = match tensor {
+                "query" => "q",
+                "key" => "k",
+                "value" => "v",
+                "starts" => "cu_seqlens",
+                "list_offsets" => listed[0],
+                "list_entries" => listed[1],
+                // The result, not the file's.
+                "out" => return None,
+                other => other,
+            };
+            let used = self.used.borrow().contains(name);
+            used.then(|| format!("{}{name}", self.prefix))
         })
     }
 }
@@ -119,9 +163,10 @@ impl Tensor<'_> {
 
     /// Checks the shape; `axes` names it as the documentation does, `[B, Hq, Nq, dk]` for example.
     pub fn shape<const N: usize>(&self, axes: &str, sizes: [Size; N]) -> Result<[u32; N]> {
-        let shape: Vec<u32> = self.shape.iter().filter_map(|&n| u32::try_from(n).ok()).collect();
-        match <[u32; N]>::try_from(shape) {
-            Ok(shape) if sizes.iter().zip(shape).all(|(size, n)| size.allows(n)) => Ok(shape),
+        // A size beyond 32 bits leaves no shape, not one of fewer axes.
+        let shape: Option<Vec<u32>> = self.shape.iter().map(|&n| u32::try_from(n).ok()).collect();
+        match shape.map(<[u32; N]>::try_from) {
+            Some(Ok(shape)) if sizes.iter().zip(shape).all(|(size, n)| size.allows(n)) => Ok(shape),
             _ => {
                 let sizes = sizes.map(|size| size.to_string()).join(", ");
                 let expected = format!("shape {axes} = [{sizes}]");

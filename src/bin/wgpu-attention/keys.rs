@@ -10,8 +10,8 @@ use wgpu_attention::{
 
 use crate::bad_input;
 use crate::device::DeviceTensor;
-use crate::input::{Size, Tensors};
-use crate::problem::Problem;
+use crate::input::{Size, Tensor, Tensors};
+use crate::problem::{Options, Problem};
 
 /// The choice of keys for `run`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -22,6 +22,16 @@ pub enum KeysName {
     Blocks,
     /// The single keys of `key_index_offsets` and `key_indices`.
     Indices,
+}
+
+impl KeysName {
+    /// The tensors of a file that hold a list's offsets and entries.
+    pub const fn names(self) -> [&'static str; 2] {
+        match self {
+            Self::Dense | Self::Blocks => ["block_offsets", "block_entries"],
+            Self::Indices => ["key_index_offsets", "key_indices"],
+        }
+    }
 }
 
 /// A static pattern, or the oracle, which looks at the scores first.
@@ -64,9 +74,33 @@ pub fn parse_block(text: &str) -> Result<(u32, u32), String> {
     let number = |text: &str| text.trim().parse::<u32>().ok();
     let (q, k) = text.split_once(',').unwrap_or((text, text));
     match (number(q), number(k)) {
-        (Some(q), Some(k)) => Ok((q, k)),
-        _ => Err("expected a number of tokens, or two: queries,keys".into()),
+        (Some(q @ 1..), Some(k @ 1..)) => Ok((q, k)),
+        _ => Err("expected a number of tokens of at least 1, or two: queries,keys".into()),
     }
+}
+
+/// Who has lists of their own, in words: all that `--lists` takes.
+const LISTS: [(&str, Lists); 6] = {
+    const fn lists(per_batch: bool, heads: ListHeads) -> Lists {
+        Lists { per_batch, heads }
+    }
+    [
+        ("shared", lists(false, ListHeads::Shared)),
+        ("key-head", lists(false, ListHeads::KeyHead)),
+        ("query-head", lists(false, ListHeads::QueryHead)),
+        ("batch", lists(true, ListHeads::Shared)),
+        ("batch,key-head", lists(true, ListHeads::KeyHead)),
+        ("batch,query-head", lists(true, ListHeads::QueryHead)),
+    ]
+};
+
+/// Who has lists of their own.
+pub fn parse_lists(text: &str) -> Result<Lists, String> {
+    let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let known = LISTS.iter().find(|(name, _)| *name == text);
+    known.map(|(_, lists)| *lists).ok_or_else(|| {
+        format!("expected one of {}, got `{text}`", LISTS.map(|(name, _)| name).join(" "))
+    })
 }
 
 /// A share of blocks or of pairs.
@@ -106,18 +140,25 @@ pub fn load(
     shape: &Shape,
     keys: KeysName,
     block: (u32, u32),
+    asked: Option<Lists>,
 ) -> Result<Option<KeyList>> {
-    let (offsets, entries, reason) = match keys {
+    let reason = match keys {
         KeysName::Dense => return Ok(None),
-        KeysName::Blocks => ("block_offsets", "block_entries", "since --keys is blocks"),
-        KeysName::Indices => ("key_index_offsets", "key_indices", "since --keys is indices"),
+        KeysName::Blocks => "since --keys is blocks",
+        KeysName::Indices => "since --keys is indices",
     };
     let kind = |lists| match keys {
         KeysName::Indices => Keys::Indices { block_q: block.0, lists },
         _ => Keys::Blocks { block_q: block.0, block_k: block.1, lists },
     };
-    kind(Lists::SHARED).validate()?;
-    if let Some(mask) = tensors.get("block_mask").filter(|_| keys == KeysName::Blocks) {
+    kind(Lists::SHARED).validate().map_err(|error| bad_input(format!("--block: {error}")))?;
+    let block_mask = if keys == KeysName::Blocks { tensors.get("block_mask") } else { None };
+    if let Some(mask) = block_mask {
+        if asked.is_some() {
+            let expected =
+                "a file without `block_mask`, whose shape says who has lists of their own";
+            return Err(bad_input(format!("--lists: expected {expected}, got both")));
+        }
         let blocks = [shape.query_len.div_ceil(block.0), shape.key_len.div_ceil(block.1)];
         let [own_batch, own_head] = [shape.batch, shape.query_heads].map(Size::OrOne);
         let sizes = [own_batch, own_head, Size::Is(blocks[0]), Size::Is(blocks[1])];
@@ -126,30 +167,57 @@ pub fn load(
         let keys = kind(Lists { per_batch: batch != 1, heads });
         return Ok(Some(KeyList::from_block_mask(keys, shape, &mask.bools()?)?));
     }
+    let [offsets, entries] = keys.names();
     let offsets = tensors.require(offsets, reason)?;
     let [count] = offsets.shape("[rows + 1]", [Size::Any])?;
     let entries = tensors.require(entries, reason)?;
     entries.shape("[entries]", [Size::Any])?;
-    let mut fitting: Vec<Keys> = Vec::new();
-    for per_batch in [false, true] {
-        for heads in [ListHeads::Shared, ListHeads::KeyHead, ListHeads::QueryHead] {
-            let keys = kind(Lists { per_batch, heads });
-            let sizes = keys.lists().sizes(shape);
-            let known = fitting.iter().any(|other| other.lists().sizes(shape) == sizes);
-            if keys.rows(shape) + 1 == u64::from(count) && !known {
-                fitting.push(keys);
-            }
+    let lists = match asked {
+        Some(lists) => lists,
+        None => fitting_lists(&offsets, count, shape, kind)?,
+    };
+    let words = |tensor: &Tensor<'_>| tensor.words(0..=u32::MAX.into());
+    Ok(Some(KeyList::new(kind(lists), shape, words(&offsets)?, words(&entries)?)?))
+}
+
+/// Who has lists of their own, by the number of offsets, where it leaves no choice.
+fn fitting_lists(
+    offsets: &Tensor<'_>,
+    count: u32,
+    shape: &Shape,
+    kind: impl Fn(Lists) -> Keys,
+) -> Result<Lists> {
+    // Of readings that mean the same, the first.
+    let mut readings: Vec<(&str, Lists)> = Vec::new();
+    for (name, lists) in LISTS {
+        if readings.iter().all(|(_, other)| other.sizes(shape) != lists.sizes(shape)) {
+            readings.push((name, lists));
         }
     }
-    let words = |tensor: &crate::input::Tensor<'_>| tensor.words(0..=u32::MAX.into());
+    let values = |lists: Lists| kind(lists).rows(shape) + 1;
+    let fitting: Vec<_> =
+        readings.iter().filter(|(_, lists)| values(*lists) == u64::from(count)).collect();
     match fitting[..] {
-        [keys] => Ok(Some(KeyList::new(keys, shape, words(&offsets)?, words(&entries)?)?)),
-        _ => {
-            let blocks = shape.query_len.div_ceil(block.0);
+        // Lists without rows are the same list.
+        [(_, lists), ..] if count == 1 => Ok(*lists),
+        [(_, lists)] => Ok(*lists),
+        [] => {
+            let reading = |(name, lists): &(&str, Lists)| format!("{} ({name})", values(*lists));
+            let readings = readings.iter().map(reading).collect::<Vec<_>>().join(", ");
             let expected = format!(
-                "(B|1) · (Hq|Hk|1) · {blocks} rows and the end, in a number that leaves no doubt"
+                "a value a row and the end; by who has lists of their own, as --lists names them: \
+                 {readings}"
             );
             Err(offsets.error(expected, format!("{count} values")).into())
+        }
+        _ => {
+            let names: Vec<_> = fitting.iter().map(|(name, _)| format!("--lists {name}")).collect();
+            Err(bad_input(format!(
+                "--lists: expected {}, since {count} values of tensor `{}` fit all of them, got \
+                 nothing",
+                names.join(" or "),
+                offsets.name
+            )))
         }
     }
 }
@@ -216,12 +284,23 @@ impl Problem<'_> {
     }
 }
 
-/// Says that two options exclude each other.
-pub fn check_options(keys: KeysName, pattern: Option<&PatternName>) -> Result<()> {
-    if keys != KeysName::Dense && pattern.is_some() {
-        return Err(bad_input(
+/// Checks the options of the keys axis against each other.
+pub fn check_options(options: &Options) -> Result<()> {
+    let listed = options.keys != KeysName::Dense;
+    let refuse = |sentence: &str| Err(bad_input(sentence));
+    match &options.pattern {
+        Some(_) if listed => refuse(
             "--pattern: expected without --keys, since a pattern makes its own list, got both",
-        ));
+        ),
+        Some(PatternName::Oracle { block: Some(_), .. }) if options.block.is_some() => {
+            refuse("--block: expected without a block in --pattern oracle(...), got both")
+        }
+        None if !listed && options.block.is_some() => {
+            refuse("--block: expected with --keys or --pattern, which make blocks, got neither")
+        }
+        _ if !listed && options.lists.is_some() => {
+            refuse("--lists: expected with --keys blocks or --keys indices, got neither")
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }

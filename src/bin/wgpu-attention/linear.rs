@@ -151,9 +151,8 @@ impl<'a> Problem<'a> {
             .with_feature_map(options.feature_map.map_or(FeatureMap::Identity, Into::into));
         linear.chunk = options.chunk;
         linear.normalize = options.normalize.then_some(options.epsilon.unwrap_or(1e-6));
-        let gate = tensors
-            .get("gate")
-            .filter(|_| matches!(options.rule, Some(RuleName::Gated | RuleName::GatedDelta)));
+        let is_gated = matches!(options.rule, Some(RuleName::Gated | RuleName::GatedDelta));
+        let gate = if is_gated { tensors.get("gate") } else { None };
         let per_key_dim = gate.as_ref().is_some_and(|gate| gate.rank() == 4);
         linear.rule = options.rule.unwrap_or(RuleName::Decay).rule(per_key_dim);
         let starts = match tensors.get("cu_seqlens") {
@@ -176,7 +175,7 @@ impl<'a> Problem<'a> {
             None => None,
         };
         let [sequences, heads, features, _] = linear.normalizer(documents).map(Size::Is);
-        let normalizer = match tensors.get("normalizer").filter(|_| linear.normalize.is_some()) {
+        let normalizer = match linear.normalize.and_then(|_| tensors.get("normalizer")) {
             Some(normalizer) => {
                 normalizer.shape("[B · docs, Hkv, f]", [sequences, heads, features])?;
                 Some(normalizer.floats()?)
@@ -232,7 +231,16 @@ fn decay(
     options: &LinearOptions,
 ) -> Result<Option<Vec<f32>>> {
     let heads = linear.shape.key_heads;
-    match (tensors.get("decay").filter(|_| linear.rule == Rule::Decay), options.slopes) {
+    if linear.rule != Rule::Decay {
+        return match options.slopes {
+            None => Ok(None),
+            Some(_) => Err(bad_input(format!(
+                "--slopes: expected with --rule decay only, got the rule {}",
+                linear.rule.name()
+            ))),
+        };
+    }
+    match (tensors.get("decay"), options.slopes) {
         (Some(_), Some(_)) => Err(bad_input(
             "--slopes: expected either slopes or the file's tensor `decay`, got both",
         )),

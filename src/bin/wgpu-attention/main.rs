@@ -22,6 +22,7 @@ mod info;
 mod input;
 mod keys;
 mod linear;
+mod names;
 mod output;
 mod plot;
 mod problem;
@@ -58,6 +59,8 @@ fn bad_input(sentence: impl Into<String>) -> anyhow::Error {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: the process has no other thread yet.
+    unsafe { device::silence_driver() };
     let default = env_logger::Env::default().default_filter_or("error,wgpu_attention=warn");
     env_logger::Builder::from_env(default).init();
     let done = match Cli::parse().command {
@@ -91,6 +94,11 @@ fn is_bad_input(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<BadInput>() || cause.downcast_ref::<Error>().is_some_and(by_library)
     })
+}
+
+/// Tells the user on stderr what does not stop the work.
+fn warn(sentence: &str) {
+    eprintln!("warning: {sentence}");
 }
 
 /// Prints to stdout; a reader that has gone away (`| head`) is no failure.

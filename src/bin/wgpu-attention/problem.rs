@@ -7,14 +7,19 @@ use clap::ValueEnum;
 use wgpu_attention::attention::reference::HostInputs;
 use wgpu_attention::keys::Source;
 use wgpu_attention::{
-    Activation, Arrays, Attention, Broadcast, Context, DType, Error, KeyList, Keys, Mask,
+    Activation, Arrays, Attention, Broadcast, Context, DType, Error, KeyList, Keys, Lists, Mask,
     Positions, Shape,
 };
 
 use crate::bad_input;
 use crate::input::{Size, Tensor, Tensors};
-use crate::keys::{self, KeysName, PatternName, check_options, parse_block, parse_pattern};
+use crate::keys::{
+    self, KeysName, PatternName, check_options, parse_block, parse_lists, parse_pattern,
+};
 use crate::side::{Side, broadcast};
+
+/// Queries and keys of a block, where no option says.
+const DEFAULT_BLOCK: (u32, u32) = (64, 64);
 
 /// The options that make a configuration.
 #[derive(clap::Args)]
@@ -26,10 +31,14 @@ pub struct Options {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     sigmoid_bias: Option<f32>,
     /// Which pairs count, such as `causal & (window(255,0) | sink(4))`; words: full, causal,
-    /// causal_top_left, window(L,R), sink(N), prefix(N), documents, lengths, roles, tree, dense
+    /// causal_top_left, window(L,R) with `inf` for no bound, sink(N), prefix(N), documents, lengths,
+    /// roles, tree, dense. With `lengths`, the last query stands at the last key that counts: in
+    /// `causal & lengths` query i sees the keys up to i + key_lengths[b] − Nq
     #[arg(long, value_name = "EXPR", default_value = "full")]
     mask: Mask,
-    /// Where the queries stand among the keys [default: bottom-right, or the file's query_offset]
+    /// Where the queries stand among the keys [default: bottom-right, or the file's query_offset];
+    /// the last key of bottom-right is the last of the document, or of the length, where the mask
+    /// has `documents` or `lengths`
     #[arg(long, value_enum)]
     align: Option<Align>,
     /// Factor of the dot products [default: 1/√dk; 1 for linear]
@@ -39,17 +48,23 @@ pub struct Options {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     softcap: Option<f32>,
     /// Which keys a block of queries visits: dense is all that the mask leaves, blocks and indices
-    /// are lists in the file's tensors
+    /// are lists in the file's tensors. An entry of `block_entries` is the first key of its block
+    /// (not the number of the block), of `key_indices` the key; those of a row ascend without
+    /// overlap, and bit 31 says that the mask keeps all pairs of a block
     #[arg(long, value_enum, default_value_t = KeysName::Dense)]
-    keys: KeysName,
-    /// Queries and keys of a block of the list, as one number or two
-    #[arg(long, value_name = "N|Q,K", default_value = "64", value_parser = parse_block)]
-    block: (u32, u32),
+    pub keys: KeysName,
+    /// Queries and keys of a block of the list, as one number or two [default: 64]
+    #[arg(long, value_name = "N|Q,K", value_parser = parse_block)]
+    pub block: Option<(u32, u32)>,
+    /// Who has lists of their own in the file's tensors: shared, key-head, query-head, batch, or
+    /// batch,key-head or batch,query-head [default: as the number of offsets says]
+    #[arg(long, value_name = "WHO", value_parser = parse_lists)]
+    pub lists: Option<Lists>,
     /// A sparse pattern, of the pairs that the mask keeps; parts joined by `+`: sink(N), window(L),
     /// strided(S), dilated(N,S), global(N), documents, roles, random(D,SEED),
     /// bigbird(WINDOW,GLOBAL,RANDOM,SEED); or oracle(density=D, block=N)
     #[arg(long, value_name = "EXPR", value_parser = parse_pattern)]
-    pattern: Option<PatternName>,
+    pub pattern: Option<PatternName>,
     /// Writes the log-sum-exp of every row as `lse` (softmax only)
     #[arg(long)]
     lse: bool,
@@ -97,7 +112,8 @@ impl<'a> Problem<'a> {
         shape.validate()?;
         let dtype = dtype_of(&query, [&key, &value])?;
         let mut attention = Attention::new(shape, dtype).with_mask(options.mask.clone());
-        check_options(options.keys, options.pattern.as_ref())?;
+        check_options(options)?;
+        let block = options.block.unwrap_or(DEFAULT_BLOCK);
         let side = Side::load(tensors, &shape, &options.mask_and_pattern())?;
         attention.positions = options.positions(&side)?;
         attention.activation = options.activation()?;
@@ -114,18 +130,18 @@ impl<'a> Problem<'a> {
             attention = attention.with_lse();
         }
         attention.f16_products = options.f16_products;
-        let list = keys::load(tensors, &shape, options.keys, options.block)?;
+        let list = keys::load(tensors, &shape, options.keys, block, options.lists)?;
         attention.keys = list.as_ref().map_or(Keys::Dense, |list| list.keys);
         attention.validate()?;
         let (mut pattern, mut oracle) = (None, None);
         match &options.pattern {
             Some(PatternName::Static(parts)) => {
-                let source = parts.source(&attention, &side.arrays(), options.block)?;
+                let source = parts.source(&attention, &side.arrays(), block)?;
                 attention = source.apply(&attention);
                 pattern = Some(source);
             }
-            Some(PatternName::Oracle { density, block }) => {
-                oracle = Some((*density, block.unwrap_or(options.block)));
+            Some(PatternName::Oracle { density, block: own }) => {
+                oracle = Some((*density, own.unwrap_or(block)));
             }
             None => {}
         }
@@ -205,7 +221,8 @@ impl Options {
             scale: None,
             softcap: None,
             keys: KeysName::Dense,
-            block: (64, 64),
+            block: None,
+            lists: None,
             pattern: None,
             lse: false,
             f16_products: false,
@@ -233,6 +250,8 @@ impl Options {
             ("--lse", self.lse),
             ("--f16-products", self.f16_products),
             ("--keys", self.keys != KeysName::Dense),
+            ("--block", self.block.is_some()),
+            ("--lists", self.lists.is_some()),
             ("--pattern", self.pattern.is_some()),
         ];
         given.into_iter().find_map(|(name, given)| given.then_some(name))

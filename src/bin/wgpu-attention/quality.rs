@@ -17,8 +17,9 @@ use crate::bench::timing;
 use crate::device::{self, DeviceTensor};
 use crate::input::File;
 use crate::keys::{self, Uploaded, parse_density};
+use crate::names::QUALITY;
 use crate::problem::{Options, Problem};
-use crate::{bad_input, print};
+use crate::{bad_input, print, warn};
 
 mod plot;
 
@@ -41,6 +42,9 @@ pub struct Args {
     /// What the names of the layers' tensors start with
     #[arg(long, value_delimiter = ',', default_value = "layer10.,layer20.")]
     prefix: Vec<String>,
+    /// Refuses a file with tensors that are not used, which are warned of otherwise
+    #[arg(long)]
+    strict: bool,
     /// Shares of the causal pairs that the patterns aim at
     #[arg(
         long,
@@ -86,7 +90,9 @@ pub fn quality(args: &Args) -> Result<()> {
         .with_style(ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg}")?);
     let mut rows = Vec::new();
     for prefix in &args.prefix {
-        let problem = Problem::load(&file.tensors(prefix)?, &Options::causal())?;
+        let tensors = file.tensors(prefix, &QUALITY)?;
+        let problem = Problem::load(&tensors, &Options::causal())?;
+        tensors.check_unused(args.strict, &warn)?;
         let layer = prefix.trim_end_matches('.');
         rows.extend(measure_layer(&context, &problem, (layer, &args.density, seconds), &bar)?);
     }
@@ -114,8 +120,8 @@ fn measure_layer(
     bar: &ProgressBar,
 ) -> Result<Vec<Row>> {
     let tensors = problem.upload(context)?;
-    let attention = &problem.attention;
-    let dense = attend(context, attention, &tensors, Arrays::default(), seconds)?;
+    let (attention, side) = (&problem.attention, problem.arrays());
+    let dense = attend(context, attention, &tensors, side, seconds)?;
     let mut rows = Vec::new();
     for &density in densities {
         for pattern in PATTERNS {
@@ -124,21 +130,21 @@ fn measure_layer(
             let (source, list);
             match static_pattern(pattern, &attention.shape, density) {
                 Some(parts) => {
-                    source = parts.source(attention, &Arrays::default(), (BLOCK, BLOCK))?;
+                    source = parts.source(attention, &side, (BLOCK, BLOCK))?;
                     sparse = source.apply(attention);
-                    arrays = source.arrays(Arrays::default());
+                    arrays = source.arrays(side);
                 }
                 None => {
                     list = keys::oracle(context, problem, density, (BLOCK, BLOCK))?;
                     sparse = attention.clone().with_keys(list.keys);
-                    arrays = list.arrays(Arrays::default());
+                    arrays = list.arrays(side);
                 }
             }
             let found = attend(context, &sparse, &tensors, arrays, seconds)?;
             rows.push(Row {
                 layer: layer.to_owned(),
                 pattern,
-                density: counted_density(attention, &sparse, &arrays)?,
+                density: counted_density((attention, &side), (&sparse, &arrays))?,
                 relative_error: relative_error(&found.out, &dense.out),
                 mass: mass(&found.lse, &dense.lse),
                 milliseconds: found.milliseconds,
@@ -196,10 +202,12 @@ fn attend(
 }
 
 /// The share of the causal pairs that list and mask keep, by evenly spread queries.
-fn counted_density(causal: &Attention, sparse: &Attention, arrays: &Arrays<'_>) -> Result<f64> {
+fn counted_density(
+    (causal, side): (&Attention, &Arrays<'_>),
+    (sparse, arrays): (&Attention, &Arrays<'_>),
+) -> Result<f64> {
     let shape = &causal.shape;
-    let none = Arrays::default();
-    let whole = MaskRows::new(causal, &none)?;
+    let whole = MaskRows::new(causal, side)?;
     let (masks, lists) = (MaskRows::new(sparse, arrays)?, KeyRows::new(sparse, arrays)?);
     let step = shape.query_len.div_ceil(COUNTED_QUERIES).max(1);
     let (mut kept, mut all) = (0u64, 0u64);

@@ -13,9 +13,10 @@ use wgpu_attention::{Attention, Context, DType, Keys, Shape, Stage};
 use crate::check::{Check, check};
 use crate::compute::{self, Results};
 use crate::input::{File, Tensors};
+use crate::names::{ATTENTION, LINEAR};
 use crate::output::{Named, OutputFile};
 use crate::problem::{self, Options, Problem};
-use crate::{bad_input, device, linear, print};
+use crate::{bad_input, device, linear, print, warn};
 
 /// Computes attention over the tensors of a safetensors file
 ///
@@ -29,6 +30,7 @@ use crate::{bad_input, device, linear, print};
 /// (slopes), gate [B, Hkv, N] or [B, Hkv, N, dk] (logarithms of decay), beta [B, Hkv|1, N]; applied
 /// when present: cu_seqlens [docs+1], state [B · docs, Hkv, f, dv], normalizer [B · docs, Hkv, f].
 /// With --check, out [B, Hq, Nq, dv] is compared with the result.
+/// What the file holds and this run does not use is named on stderr.
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("results")
     .args(["output", "check", "print_wgsl", "json"]).required(true).multiple(true))]
@@ -42,6 +44,9 @@ pub struct Args {
     /// What the names of the file's tensors start with, such as `layer3.`
     #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
+    /// Refuses a file with tensors that this run does not use, which are warned of otherwise
+    #[arg(long)]
+    strict: bool,
     /// What is computed
     #[arg(long, value_enum, default_value_t = Op::Attention)]
     op: Op,
@@ -49,7 +54,7 @@ pub struct Args {
     options: Options,
     #[command(flatten)]
     linear: linear::LinearOptions,
-    /// Forces a kernel
+    /// Forces a kernel, such as `tiled` or `attention.tiled`
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
     /// Times kernels and tiles for two seconds and takes the fastest; the next run goes on where this
@@ -114,12 +119,16 @@ pub struct Report {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    args.tell(&report(args, &File::read(&args.input)?)?)
+    args.tell(&report(args, &File::read(&args.input)?, &warn)?)
 }
 
-/// Does what is asked for, all but the telling.
-pub fn report(args: &Args, file: &File) -> Result<Report> {
-    let tensors = file.tensors(&args.prefix)?;
+/// Does what is asked for, all but the telling; what the user should know of at once goes to `warn`.
+pub fn report(args: &Args, file: &File, warn: &dyn Fn(&str)) -> Result<Report> {
+    let names = match args.op {
+        Op::Attention => &ATTENTION,
+        Op::Linear => &LINEAR,
+    };
+    let tensors = file.tensors(&args.prefix, names)?;
     let (given, other) = match args.op {
         Op::Attention => (args.linear.given(), "linear"),
         Op::Linear => {
@@ -131,14 +140,16 @@ pub fn report(args: &Args, file: &File) -> Result<Report> {
     if let Some(option) = given {
         return Err(bad_input(format!("{option}: expected with --op {other} only")));
     }
-    match args.op {
-        Op::Attention => run_attention(args, &tensors),
-        Op::Linear => run_linear(args, &tensors),
-    }
+    let done = match args.op {
+        Op::Attention => run_attention(args, &tensors, warn),
+        Op::Linear => run_linear(args, &tensors, warn),
+    };
+    done.map_err(|error| tensors.name_in_file(error, args.options.keys.names()))
 }
 
-fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<Report> {
+fn run_attention(args: &Args, tensors: &Tensors<'_>, warn: &dyn Fn(&str)) -> Result<Report> {
     let mut problem = Problem::load(tensors, &args.options)?;
+    tensors.check_unused(args.strict, warn)?;
     let on_host = args.adapter.as_deref() == Some("reference");
     let context = match problem.wants_oracle() {
         true if on_host => {
@@ -172,8 +183,9 @@ fn run_attention(args: &Args, tensors: &Tensors<'_>) -> Result<Report> {
     Ok(report)
 }
 
-fn run_linear(args: &Args, tensors: &Tensors<'_>) -> Result<Report> {
+fn run_linear(args: &Args, tensors: &Tensors<'_>, warn: &dyn Fn(&str)) -> Result<Report> {
     let problem = linear::Problem::load(tensors, &args.linear, args.options.scale)?;
+    tensors.check_unused(args.strict, warn)?;
     let output = args.output_file()?;
     let linear = &problem.linear;
     let mut report = Report::new(&linear.shape, linear.dtype);

@@ -52,7 +52,7 @@ impl Side {
             tensor.shape("[Hq]", [Size::Is(shape.query_heads)])?;
             side.sinks = Some(float_words(&tensor)?);
         }
-        let named = |name: &str, word: &str| {
+        let named = |name: &'static str, word: &str| {
             tensors.require(name, &format!("since the mask `{mask}` has `{word}`"))
         };
         if mask.any(|term| term.documents) {
@@ -89,7 +89,6 @@ impl Side {
             let bits = pack_mask(&tensor.bools()?, shape.key_len);
             side.dense_mask = Some((bits, broadcast(b, h)));
         }
-        side.log_unused(tensors);
         Ok(side)
     }
 
@@ -117,23 +116,6 @@ impl Side {
         arrays.dense_mask =
             self.dense_mask.as_ref().map(|(words, broadcast)| (Array::u32(words), *broadcast));
         arrays
-    }
-
-    /// A file may hold more than a mask asks for.
-    fn log_unused(&self, tensors: &Tensors<'_>) {
-        for (used, word, names) in [
-            (self.documents.is_some(), "documents", &["cu_seqlens_q", "cu_seqlens_k"][..]),
-            (self.key_lengths.is_some(), "lengths", &["key_lengths"]),
-            (self.roles.is_some(), "roles", &["roles_q", "roles_k", "role_table"]),
-            (self.tree_bits.is_some(), "tree", &["tree_bits"]),
-            (self.dense_mask.is_some(), "dense", &["mask"]),
-        ] {
-            for tensor in names.iter().filter_map(|name| tensors.get(name)) {
-                if !used {
-                    log::info!("tensor `{}` is not used: no `{word}` in the mask", tensor.name);
-                }
-            }
-        }
     }
 }
 

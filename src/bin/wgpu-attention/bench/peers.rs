@@ -113,6 +113,7 @@ impl Peer {
             bail!("`{}` is not built yet", self.path.display());
         }
         let mut command = self.command();
+        crate::device::user_environment(&mut command);
         let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = match started {
             Ok(child) => child,
