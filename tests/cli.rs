@@ -221,6 +221,8 @@ fn wrong_tensors_are_named_with_what_was_expected_and_what_came() {
     let wide = || integers("key_lengths", &[2], &[10, 1 << 40]);
     let cases: Vec<(Tensor, &str, &[&str])> = vec![
         (floats("q", &[4, 6, 8]), "full", &["`q`", "[B, Hq, Nq, dk]", "[4, 6, 8]"]),
+        (floats("q", &[1 << 32, 2, 4, 0, 8]), "full", &["`q`", "[B, Hq, Nq, dk]", "4294967296, 2"]),
+        (floats("q", &[2, 4, 0, 1 << 32]), "full", &["`q`", "[B, Hq, Nq, dk]", "4294967296]"]),
         (floats("k", &[2, 2, 10, 7]), "full", &["`k`", "= [2, any, any, 8]", "[2, 2, 10, 7]"]),
         (floats("k", &[2, 3, 10, 8]), "full", &["key_heads", "divisor of the 4", "got 3"]),
         (floats("k", &[2, 0, 10, 8]), "full", &["key_heads", "got 0"]),
@@ -237,7 +239,11 @@ fn wrong_tensors_are_named_with_what_was_expected_and_what_came() {
         (floats("mask", &[1, 4, 6, 10]), "dense", &["`mask`", "BOOL or U8", "F32"]),
         (integers("cu_seqlens_q", &[3], &[0, 5, 4]), "documents", &["`cu_seqlens_q`", "ascending"]),
         (integers("cu_seqlens_k", &[2], &[0, 10]), "documents", &["`cu_seqlens_k`", "3", "2"]),
-        (integers("key_lengths", &[2], &[10, 11]), "lengths", &["`key_lengths`", "11", "index 1"]),
+        (
+            integers("key_lengths", &[2], &[10, 11]),
+            "lengths",
+            &["`key_lengths`", "numbers of keys from 0 to 10, got 11 at index 1"],
+        ),
         (integers("key_lengths", &[2], &[-3, 7]), "lengths", &["`key_lengths`", "-3 at index 0"]),
         (wide(), "lengths", &["`key_lengths`", "1099511627776 at index 1"]),
         (
@@ -272,6 +278,18 @@ fn wrong_options_are_named() {
         (&["--keys", "blocks"], &["`block_offsets`", "--keys is blocks"]),
         (&["--keys", "indices"], &["`key_index_offsets`", "--keys is indices"]),
         (&["--block", "a"], &["--block", "number of tokens"]),
+        (&["--pattern", "sink(1)", "--block", "0"], &["--block", "at least 1"]),
+        (&["--pattern", "sink(1)", "--block", "16,0"], &["--block", "at least 1"]),
+        (&["--keys", "blocks", "--block", "17"], &["--block", "multiple of 16", "17"]),
+        (&["--block", "64"], &["--block", "--keys or --pattern"]),
+        (&["--lists", "batch"], &["--lists", "--keys"]),
+        (&["--pattern", "sink(1)", "--lists", "batch"], &["--lists", "--keys"]),
+        (&["--keys", "blocks", "--lists", "head"], &["--lists", "batch,query-head", "`head`"]),
+        (&["--pattern", "oracle(0.5,16)", "--block", "16"], &["--block", "oracle", "both"]),
+        (&["--pattern", "strided(0)"], &["--pattern", "stride of at least 1", "`strided(0)`"]),
+        (&["--pattern", "dilated(3,0)"], &["--pattern", "step of at least 1", "`dilated(3,0)`"]),
+        (&["--pattern", "random(2)"], &["--pattern", "up to 1", "`random(2)`"]),
+        (&["--op", "linear", "--block", "16"], &["--block", "--op attention"]),
         (&["--adapter", "no such adapter"], &["--adapter", "no such adapter"]),
         (&["--adapter", "reference", "--variant", "tiled"], &["--variant", "reference"]),
         (&["--adapter", "reference", "--tune"], &["--tune", "reference"]),
@@ -397,7 +415,238 @@ fn device_agrees_with_the_reference_on_lists_and_patterns() {
     let wrong: Vec<_> = wrong.into_iter().filter(|tensor| tensor.0 != "block_mask").collect();
     let wrong = [wrong, vec![integers("block_entries", &[1], &[0])]].concat();
     let keys = ["--keys", "blocks", "--block", "16"];
-    Folder::new(&wrong).refused(&keys, &["`block_offsets`", "3 rows and the end", "2 values"]);
+    let readings = ["`block_offsets`", "4 (shared), 7 (query-head)", "got 2 values"];
+    Folder::new(&wrong).refused(&keys, &readings);
+}
+
+/// Each row of a list names one key: who has a list of his own gets that key's value.
+#[test]
+fn lists_that_fit_two_readings_are_told_apart() {
+    let value = |batch: usize, head: usize, key: usize| (100 * batch + 10 * head + key) as f32;
+    let values = (0..2).flat_map(|batch| {
+        (0..3).flat_map(move |head| (0..6).map(move |key| value(batch, head, key)))
+    });
+    let folder = Folder::new(&[
+        floats("q", &[2, 6, 16, 8]),
+        floats("k", &[2, 3, 6, 8]),
+        Tensor("v", Dtype::F32, vec![2, 3, 6, 1], values.flat_map(f32::to_le_bytes).collect()),
+        integers("key_index_offsets", &[7], &[0, 1, 2, 3, 4, 5, 6]),
+        integers("key_indices", &[6], &[0, 1, 2, 3, 4, 5]),
+    ]);
+    let list = ["--adapter", "reference", "--keys", "indices", "--block", "16"];
+    let both = ["`key_index_offsets`", "--lists query-head or --lists batch,key-head", "7 values"];
+    folder.refused(&list, &both);
+    type Row = fn(usize, usize) -> usize;
+    let readings: [(&str, Row); 2] =
+        [("query-head", |_, head| head), ("batch, key-head", |batch, head| 3 * batch + head / 2)];
+    for (lists, row) in readings {
+        let output = folder.run(&[&list[..], &["--lists", lists]].concat());
+        assert_eq!(output.status.code(), Some(0), "{lists}: {}", stderr(&output));
+        let (_, numbers) = read_floats(&folder.path("out.safetensors"), "out");
+        fs::remove_file(folder.path("out.safetensors")).expect("there");
+        for (index, number) in numbers.iter().enumerate() {
+            let (batch, head) = (index / 96, index / 16 % 6);
+            assert_eq!(*number, value(batch, head / 2, row(batch, head)), "{lists} {batch} {head}");
+        }
+    }
+    folder.refused(
+        &[&list[..], &["--lists", "batch"]].concat(),
+        &["`key_index_offsets`", "3 values: 2 x 1 x 1 rows and the end", "7 values"],
+    );
+}
+
+#[test]
+fn lists_without_queries_are_taken() {
+    let empty = |name| floats(name, &[2, 6, 0, 8]);
+    let folder = Folder::new(&[
+        empty("q"),
+        floats("k", &[2, 3, 70, 8]),
+        floats("v", &[2, 3, 70, 4]),
+        integers("block_offsets", &[1], &[0]),
+        integers("block_entries", &[0], &[]),
+        integers("key_index_offsets", &[1], &[0]),
+        integers("key_indices", &[0], &[]),
+        bytes("masked.block_mask", Dtype::BOOL, &[2, 1, 0, 5]),
+        empty("masked.q"),
+        floats("masked.k", &[2, 3, 70, 8]),
+        floats("masked.v", &[2, 3, 70, 4]),
+    ]);
+    let device: &[&[&str]] = if common::context().is_some() { &[&[]] } else { &[] };
+    for adapter in [&[&["--adapter", "reference"][..]], device].concat() {
+        for list in [
+            &["--keys", "blocks"][..],
+            &["--keys", "indices"],
+            &["--keys", "blocks", "--lists", "batch,query-head"],
+            &["--keys", "blocks", "--block", "16", "--prefix", "masked."],
+        ] {
+            let output = folder.run(&[adapter, list, &["--check"]].concat());
+            assert_eq!(output.status.code(), Some(0), "{list:?}: {}", stderr(&output));
+            let (shape, _) = read_floats(&folder.path("out.safetensors"), "out");
+            assert_eq!(shape, [2, 6, 0, 4]);
+        }
+    }
+}
+
+/// What the library refuses is told by the names that the file has.
+#[test]
+fn lists_are_named_as_in_the_file() {
+    let lists = |offsets: &[i64], entries: &[i64]| {
+        let tensors = vec![
+            floats("a.q", &[1, 2, 40, 8]),
+            floats("a.k", &[1, 1, 70, 8]),
+            floats("a.v", &[1, 1, 70, 4]),
+            integers("a.block_offsets", &[offsets.len()], offsets),
+            integers("a.block_entries", &[entries.len()], entries),
+            integers("a.key_index_offsets", &[offsets.len()], offsets),
+            integers("a.key_indices", &[entries.len()], entries),
+            bytes("a.mask", Dtype::BOOL, &[1, 1, 40, 70]),
+        ];
+        Folder::new(&tensors)
+    };
+    let run = ["--adapter", "reference", "--prefix", "a.", "--block", "16", "--keys"];
+    for (offsets, entries, [blocks, indices], words) in [
+        (
+            &[0, 1, 2, 3],
+            &[0, 16, 70],
+            ["`a.block_entries`", "`a.key_indices`"],
+            "expected keys from 0 to 69, got 70 at place 0 of row 2",
+        ),
+        (
+            &[0, 2, 2, 3],
+            &[3, 3, 0],
+            ["`a.block_entries`", "`a.key_indices`"],
+            "after the one before, got 3 at place 1 of row 0",
+        ),
+        (
+            &[0, 2, 1, 3],
+            &[0, 16, 0],
+            ["`a.block_offsets`", "`a.key_index_offsets`"],
+            "expected ascending values, got 1 after 2 at 2",
+        ),
+    ] {
+        let folder = lists(offsets, entries);
+        folder.refused(&[&run[..], &["blocks"]].concat(), &[blocks, words]);
+        folder.refused(&[&run[..], &["indices"]].concat(), &[indices, words]);
+    }
+    let folder = lists(&[0; 44], &[]);
+    let readings = ["`a.block_offsets`", "4 (shared), 7 (query-head), got 44 values"];
+    folder.refused(&[&run[..], &["blocks"]].concat(), &readings);
+    if common::context().is_some() {
+        // The mask has gaps in every block.
+        let claim = lists(&[0, 1, 1, 1], &[0x8000_0000]);
+        let args = ["--prefix", "a.", "--block", "16", "--keys", "blocks", "--mask", "dense"];
+        claim.refused(&args, &["`a.block_entries`", "full entries only where"]);
+    }
+}
+
+/// Every tensor of a file is used, or named on stderr, or refused where that was asked for.
+#[test]
+fn unused_tensors_are_told() {
+    let unused = |folder: &Folder, args: &[&str], said: &[&str]| {
+        let output = folder.run(&[&["--adapter", "reference", "--json"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        let lines: Vec<&str> = stderr(&output).lines().collect();
+        assert_eq!(lines.len(), said.len(), "{args:?}: {lines:?}");
+        for (line, words) in lines.iter().zip(said) {
+            assert!(line.starts_with("warning: tensor"), "{line}");
+            assert!(line.contains(words), "{args:?}: no `{words}` in: {line}");
+        }
+        let report: Value = serde_json::from_str(stdout(&output)).expect("JSON alone");
+        assert_eq!(report["dtype"], "f32");
+        fs::remove_file(folder.path("out.safetensors")).expect("written");
+        let strict = [&["--adapter", "reference", "--strict"], args].concat();
+        if said.is_empty() {
+            assert_eq!(folder.run(&strict).status.code(), Some(0), "{args:?}");
+        } else {
+            folder.refused(&strict, &[&["--strict: "], said].concat());
+        }
+    };
+    let all = [
+        "`cu_seqlens_k` is not used: it needs the word `documents`",
+        "`cu_seqlens_q` is not used: it needs the word `documents`",
+        "`key_lengths` is not used: it needs the word `lengths`",
+        "`mask` is not used: it needs the word `dense`",
+        "`role_table` is not used: it needs the word `roles`",
+        "`roles_k` is not used: it needs the word `roles`",
+        "`roles_q` is not used: it needs the word `roles`",
+        "`tree_bits` is not used: it needs the word `tree`",
+    ];
+    unused(&Folder::new(&everything()), &["--mask", "causal"], &all);
+    let every_word = ["--mask", "documents & tree | lengths | roles | dense"];
+    unused(&Folder::new(&everything()), &every_word, &[]);
+    let some = ["q", "k", "v"]
+        .map(|name| everything().into_iter().find(|tensor| tensor.0 == name).expect("there"));
+    let and = |more: Vec<Tensor>| Folder::new(&[some.to_vec(), more].concat());
+    let list = vec![
+        bytes("block_mask", Dtype::BOOL, &[1, 1, 1, 1]),
+        integers("block_offsets", &[2], &[0, 0]),
+        integers("key_indices", &[0], &[]),
+    ];
+    let needs = [
+        "`block_mask` is not used: it needs --keys blocks",
+        "`block_offsets` is not used: it needs --keys blocks and a file without `block_mask`",
+        "`key_indices` is not used: it needs --keys indices",
+    ];
+    unused(&and(list.clone()), &[], &needs);
+    unused(&and(list), &["--keys", "blocks", "--block", "16"], &needs[1..]);
+    let strange = vec![
+        bytes("attn_mask", Dtype::BOOL, &[1, 4, 6, 10]),
+        floats("gate", &[2, 2, 6]),
+        floats("tokens", &[3]),
+    ];
+    let said = [
+        "`attn_mask` is not used: --op attention knows no such name; did you mean `mask`?",
+        "`gate` is not used: it needs --op linear",
+        "`tokens` is not used: --op attention knows no such name",
+    ];
+    unused(&and(strange), &[], &said);
+}
+
+#[test]
+fn the_help_says_what_is_not_obvious() {
+    let help = program(&["run", "--help"]);
+    for words in [
+        "window(L,R) with `inf` for no bound",
+        "query i sees the keys up to i + key_lengths[b] − Nq",
+        "An entry of `block_entries` is the first key of its block",
+        "--strict",
+        "--lists",
+    ] {
+        assert!(stdout(&help).contains(words), "no `{words}`");
+    }
+}
+
+/// A machine without a driver still has the reference.
+#[test]
+#[cfg(target_os = "linux")]
+fn without_a_driver_the_reference_is_named() {
+    let without = |args: &[&str]| {
+        let mut program = common::program!();
+        let none = "/nonexistent/driver.json";
+        program.env("VK_DRIVER_FILES", none).env("VK_ICD_FILENAMES", none);
+        program.env_remove("VK_ADD_DRIVER_FILES").args(args).output().expect("the program runs")
+    };
+    let run = without(&["run", &minilm(), "--prefix", "layer3.", "--check"]);
+    assert_eq!(run.status.code(), Some(1), "{}", stderr(&run));
+    assert!(stderr(&run).contains("--adapter reference"), "{}", stderr(&run));
+    let info = without(&["info", "--json"]);
+    assert_eq!((info.status.code(), stdout(&info).trim()), (Some(0), "[]"));
+    assert!(stderr(&info).contains("--adapter reference"), "{}", stderr(&info));
+}
+
+/// Mesa's device selection complains where there is no folder for Wayland's sockets.
+#[test]
+fn good_results_come_without_noise() {
+    if common::context().is_none() {
+        return;
+    }
+    for folder in [None, Some("relative")] {
+        let mut program = common::program!();
+        program.env_remove("XDG_RUNTIME_DIR").envs(folder.map(|f| ("XDG_RUNTIME_DIR", f)));
+        let info = program.args(["info", "--json"]).output().expect("the program runs");
+        assert_eq!(info.status.code(), Some(0));
+        assert!(!stderr(&info).contains("XDG_RUNTIME_DIR"), "{}", stderr(&info));
+    }
 }
 
 #[test]
@@ -406,13 +655,14 @@ fn quality_is_measured_and_drawn() {
         return;
     }
     let q = |name| floats(name, &[1, 1, 200, 8]);
-    let folder = Folder::new(&[q("q"), q("k"), q("v")]);
+    let folder = Folder::new(&[q("q"), q("k"), q("v"), floats("sinks", &[1]), q("extra")]);
     let [input, csv, svg] = ["in.safetensors", "q.csv", "q.svg"].map(|name| folder.path(name));
     let files = [text(&input), "--csv", text(&csv), "--svg", text(&svg), "--prefix", ""];
     let small = ["--density", "0.3", "--seconds", "0"];
     let output = program(&[&["quality"], &files[..], &small].concat());
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
     assert!(stdout(&output).contains("oracle"));
+    assert!(stderr(&output).contains("tensor `extra` is not used"), "{}", stderr(&output));
     assert_eq!(fs::read_to_string(csv).expect("written").lines().count(), 2 + 6);
     assert!(fs::read_to_string(svg).expect("written").starts_with("<svg"));
 }
@@ -426,6 +676,10 @@ fn kernels_are_printed_and_refused_by_name() {
         program(&["run", &minilm(), "--prefix", "layer3.", "--print-wgsl", "--variant", "tiled"]);
     assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
     assert!(stdout(&printed).contains("@compute"));
+    // By the name that the program prints, too.
+    let label = ["--print-wgsl", "--variant", "attention.tiled"];
+    let by_label = program(&[&["run", &minilm(), "--prefix", "layer3."], &label[..]].concat());
+    assert_eq!(stdout(&by_label), stdout(&printed), "{}", stderr(&by_label));
     let unsupported =
         program(&["run", &minilm(), "--prefix", "layer3.", "--check", "--variant", "scores"]);
     assert_eq!(unsupported.status.code(), Some(2), "{}", stderr(&unsupported));

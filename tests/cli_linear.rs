@@ -61,7 +61,15 @@ fn every_rule_passes_its_check() {
     let out = folder.path().join("out.safetensors");
     let cases: [&[&str]; 6] = [
         &["--scale", "0.5"],
-        &["--rule", "gated", "--feature-map", "elu1", "--normalize", "--variant", "recurrent"],
+        &[
+            "--rule",
+            "gated",
+            "--feature-map",
+            "elu1",
+            "--normalize",
+            "--variant",
+            "linear.recurrent",
+        ],
         &["--rule", "delta", "--variant", "chunked"],
         &["--rule", "gated-delta", "--feature-map", "silu", "--chunk", "16"],
         &["--feature-map", "elu1", "--normalize", "--epsilon", "0.001"],
@@ -84,12 +92,50 @@ fn every_rule_passes_its_check() {
     }
 }
 
+/// The file holds what every rule reads; what this rule does not read is told, or refused.
+#[test]
+fn unused_tensors_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let input = file(folder.path());
+    let [decay, gate, beta] = [
+        "`decay` is not used: it needs --rule decay",
+        "`gate` is not used: it needs --rule gated or --rule gated-delta",
+        "`beta` is not used: it needs --rule delta or --rule gated-delta",
+    ];
+    let normalizer = "`normalizer` is not used: it needs --normalize";
+    let other = "`per_dim.gate` is not used: --op linear knows no such name; did you mean `gate`?";
+    let cases: [(&[&str], &[&str]); 5] = [
+        (&[], &[beta, gate, normalizer, other]),
+        (&["--rule", "gated"], &[beta, decay, normalizer, other]),
+        (&["--rule", "delta"], &[decay, gate, normalizer, other]),
+        (&["--rule", "gated-delta"], &[decay, normalizer, other]),
+        (&["--rule", "gated", "--normalize", "--feature-map", "elu1"], &[beta, decay, other]),
+    ];
+    for (args, said) in cases {
+        let args = [&["--json", "--adapter", "reference"], args].concat();
+        let given = run(&input, &args);
+        let stderr = String::from_utf8_lossy(&given.stderr);
+        assert_eq!(given.status.code(), Some(0), "{args:?}: {stderr}");
+        let lines: Vec<String> =
+            said.iter().map(|said| format!("warning: tensor {said}")).collect();
+        assert_eq!(stderr.lines().collect::<Vec<_>>(), lines, "{args:?}");
+        let strict = run(&input, &[&args[..], &["--strict"]].concat());
+        let stderr = String::from_utf8_lossy(&strict.stderr);
+        assert_eq!(strict.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(said.iter().all(|said| stderr.contains(said)), "{args:?}: {stderr}");
+    }
+}
+
 #[test]
 fn bad_input_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let input = file(folder.path());
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["--slopes", "released:0/4"], "--slopes"),
+        (
+            &["--slopes", "paper:0/4", "--rule", "delta"],
+            "--slopes: expected with --rule decay only",
+        ),
         (&["--slopes", "nonsense"], "released:LAYER/LAYERS"),
         (&["--mask", "causal"], "--mask: expected with --op attention only"),
         (&["--rule", "delta", "--normalize"], "normalize"),

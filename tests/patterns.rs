@@ -90,7 +90,9 @@ fn documents_and_roles_resolve_to_words() {
     let mixed = (Pattern::roles() + Pattern::strided(4))
         .source(&base, &Arrays::default(), (64, 64))
         .expect_err("no words for it");
-    assert!(mixed.to_string().contains("documents and roles"), "{mixed}");
+    let mixed = mixed.to_string();
+    assert!(mixed.contains("documents and roles"), "{mixed}");
+    assert!(mixed.ends_with("got `roles + strided(4)`"), "{mixed}");
 }
 
 #[test]
@@ -160,9 +162,48 @@ fn text_that_is_no_pattern_is_refused() {
         "random(seed=1)",
         "window(k=3)",
         "random(-1)",
+        "random(0)",
+        "random(2)",
+        "random(NaN)",
+        "strided(0)",
+        "dilated(3,0)",
+        "sink(1) + strided(0)",
     ] {
         let error = text.parse::<Pattern>().expect_err(text).to_string();
         assert!(error.starts_with("configuration `pattern`: expected"), "{error}");
+    }
+}
+
+/// Numbers that mean nothing are refused of patterns that were built in code, too.
+#[test]
+fn numbers_without_meaning_are_refused() {
+    let patterns = [
+        (Pattern::strided(0), "a stride of at least 1, got `strided(0)`"),
+        (Pattern::dilated(3, 0), "a step of at least 1, got `dilated(3,0)`"),
+        (Pattern::random(0.0, 7), "a density above 0 and up to 1, got `random(0,7)`"),
+        (Pattern::random(1.5, 7), "a density above 0 and up to 1, got `random(1.5,7)`"),
+        (Pattern::random(f64::NAN, 7), "got `random(NaN,7)`"),
+        (Pattern::window(9) + Pattern::strided(0), "got `strided(0)`"),
+    ];
+    for (pattern, words) in patterns {
+        let made = pattern.source(&attention(), &Arrays::default(), (64, 64));
+        let error = made.expect_err(words).to_string();
+        assert!(error.ends_with(words), "{error}");
+    }
+    let source = Pattern::random(1.0, 7).source(&attention(), &Arrays::default(), (64, 64));
+    assert!(source.is_ok());
+}
+
+#[test]
+fn patterns_print_as_text_that_parses_back() {
+    for text in [
+        "sink(4) + window(1020)",
+        "strided(16) + dilated(64,4) + global(2)",
+        "documents + roles",
+        "random(0.125,7) + bigbird(3,2,1,9)",
+    ] {
+        let pattern: Pattern = text.parse().expect(text);
+        assert_eq!(pattern.to_string(), text);
     }
 }
 

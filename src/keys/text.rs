@@ -109,6 +109,8 @@ fn parse(text: &str) -> Result<Pattern, Error> {
         "random" => Part::Random { density: values[0], seed: b.into() },
         _ => Part::BigBird { window: a, global: b, random: c, seed: d.into() },
     });
-    pattern.validate()?;
-    Ok(pattern)
+    match pattern.validate() {
+        Err(Error::Config { expected, .. }) => refuse(&expected),
+        other => other.map(|()| pattern),
+    }
 }
