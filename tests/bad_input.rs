@@ -6,7 +6,8 @@ use common::context;
 use wgpu_attention::wgpu::BufferUsages;
 use wgpu_attention::{
     Activation, Alignment, Array, Arrays, Attention, Broadcast, Caps, Context, DType, Error,
-    Inputs, Mask, Outputs, Plan, Positions, Shape, Stage, Tiles, Variant, View, wgpu,
+    Inputs, KeyList, Keys, LinearVariant, Lists, Mask, Outputs, Plan, Positions, Shape, Stage,
+    Tiles, Variant, View, wgpu,
 };
 
 /// One batch entry, 4 query heads over 2 key-value heads, 5 queries, 7 keys.
@@ -379,7 +380,7 @@ fn tensors_and_arrays_are_there_exactly_when_used() {
     arrays.query_offset = Some(Array::i32(&[3]));
     refuse(arrays, &["`key_lengths`", "1 values", "got nothing"]);
     arrays.key_lengths = Some(Array::u32(&[8]));
-    refuse(arrays, &["`key_lengths`", "below 8", "8 at index 0"]);
+    refuse(arrays, &["`key_lengths`", "from 0 to 7", "8 at index 0"]);
     arrays.key_lengths = Some(Array::u32(&[7]));
     refuse(arrays, &["`cu_seqlens_q`", "2 values", "got nothing"]);
     arrays.query_starts = Some(Array::u32(&[0, 4, 3]));
@@ -493,4 +494,41 @@ fn reading_back() {
     let view = View::new(&open, DType::F32, [1, 1, 3, 4]);
     let read = pollster::block_on(context.read(view));
     assert_says(read, &["`read`", "inside its buffer of 32 bytes", "byte 48"]);
+}
+
+/// Kernels are taken by the name on the command line and by the label that reports print.
+#[test]
+fn kernels_by_name_and_label() {
+    for variant in Variant::ALL {
+        assert_eq!(variant.name().parse(), Ok(variant));
+        assert_eq!(variant.label().parse(), Ok(variant));
+    }
+    for variant in LinearVariant::ALL {
+        assert_eq!(variant.name().parse(), Ok(variant));
+        assert_eq!(variant.label().parse(), Ok(variant));
+    }
+    for name in ["", "attention.", "attention.chunked", "linear.tiled", "Tiled"] {
+        assert_says(name.parse::<Variant>(), &["variant", "one of coop", "`"]);
+        assert_says(name.parse::<LinearVariant>(), &["variant", "one of coop", "`"]);
+    }
+}
+
+/// Lists of another kind are named in words.
+#[test]
+fn lists_of_another_kind() {
+    let indices = Keys::Indices { block_q: 16, lists: Lists::SHARED };
+    for (keys, got) in
+        [(indices, "got a list of single keys"), (Keys::Dense, "got no list (dense)")]
+    {
+        let list = KeyList::from_block_mask(keys, &shape(), &[true]);
+        assert_says(list, &["`keys`", "expected a list of blocks, for a block mask", got]);
+    }
+    let list = KeyList::from_rows(indices, &shape(), &[vec![0, 3]]).expect("valid");
+    let top = list.top_blocks(&shape(), &[1.0], 0.5);
+    assert_says(top, &["`keys`", "expected a list of blocks", "got a list of single keys"]);
+    // No keys are no range that a key could be in.
+    let block = Keys::Blocks { block_q: 16, block_k: 16, lists: Lists::SHARED };
+    let empty = shape().with_key_len(0);
+    let list = KeyList::from_rows(block, &empty, &[vec![0]]);
+    assert_says(list, &["list_entries", "expected no keys, since there are none", "got 0"]);
 }

@@ -116,11 +116,16 @@ fn arrays_that_do_not_fit() {
         i.starts = Some(Array::u32(&[0, 5, 3, 8]));
     };
     assert_says(bind(context, documents, given), &["starts", "ascend", "8"]);
-    for starts in [&[0u32, 4][..], &[1, 8], &[0, 5, 3, 8], &[0]] {
+    for (starts, got) in [
+        (&[0u32, 4][..], "got 4 as the last"),
+        (&[1, 8], "got 1 as the first"),
+        (&[0, 5, 3, 8], "got 3 after 5 at index 2"),
+        (&[0], "got 1 numbers"),
+    ] {
         let (query, key) = ([0.0; 128], [0.0; 64]);
         let mut inputs = HostInputs::new(&query, &key, &key);
         inputs.starts = Some(starts);
-        assert_says(Reference::new(&documents, &inputs), &["starts"]);
+        assert_says(Reference::new(&documents, &inputs), &["starts", got]);
     }
     let slopes = |i: &mut LinearInputs<'_>, _: &mut LinearOutputs<'_>| {
         i.decay = Some(Array::f32(&[0.5, -0.5]));

@@ -75,7 +75,7 @@ fn what_does_not_fit_is_refused_by_name() {
     refused(
         rope,
         |case| case.positions[1] = ROWS,
-        &["`positions`", "below the 50", "50 at index 1"],
+        &["`positions`", "rows of the tables from 0 to 49", "50 at index 1"],
     );
     refused(rope, |case| case.positions.push(0), &["`positions`", "3 values", "4 values"]);
     refused(rope, |case| case.positions.clear(), &["`cos`", "[2 or 1, 1, 3, 4]", "[16, 1, 3, 4]"]);
