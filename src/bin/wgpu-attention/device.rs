@@ -198,6 +198,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_absolute_runtime_folder_is_the_users() {
+        let is_one = |folder: Option<&str>| is_runtime_dir(folder.map(Into::into));
+        assert_eq!([None, Some(""), Some("tmp")].map(is_one), [false; 3]);
+        if cfg!(target_os = "linux") {
+            assert!(is_one(Some("/run/user/1000")));
+        }
+    }
+
+    #[test]
     fn the_cache_is_where_the_user_says_or_the_system() {
         let with = |variables: &[(&str, &str)]| {
             cache(|name| {
