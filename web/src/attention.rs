@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use js_sys::Promise;
 use wasm_bindgen::prelude::*;
 use wgpu_attention::attention::reference::{HostInputs, Reference};
 use wgpu_attention::{
@@ -9,16 +10,30 @@ use wgpu_attention::{
 };
 
 use crate::buffer::{Buffer, Taken, host, size_of};
-use crate::config::{self, ATTENTION, COMMON, Side};
+use crate::config::{self, ATTENTION, COMMON, NEEDS, Side};
 use crate::context::Context;
-use crate::error::thrown;
+use crate::error::{refuse, thrown};
 use crate::options::Options;
 use crate::plan::{Bound, Results, verdict};
+use crate::promise::promise;
 use crate::sparse::{self, Choice};
 
 const TENSORS: &[&str] = &["q", "k", "v", "out", "lseOut"];
 
-/// A configuration with its side arrays, its keys, and the kernel compiled for it.
+/// What the tensors of a call need to have an effect.
+const NEEDS_OF_PLAN: &[(&str, &str)] =
+    &[("bias", "a plan made with `bias`"), ("lseOut", "a plan made with `lse: true`")];
+
+/// A configuration with its side arrays and its keys, and how to compute it.
+struct Problem {
+    attention: Attention,
+    side: Side,
+    choice: Choice,
+    variant: Option<Variant>,
+    packed: bool,
+}
+
+/// A problem and the kernel compiled for it.
 struct Planned {
     context: Context,
     plan: Plan,
@@ -80,44 +95,52 @@ pub fn natural(options: &Options) -> Option<DType> {
     size_of(&options.get("q")?).map(|(kind, _)| kind)
 }
 
-impl Planned {
-    async fn new(
-        context: &Context,
+impl Problem {
+    fn read(
         options: &Options,
-        (attention, side, choice): (Attention, Side, Choice),
-    ) -> Result<Self, JsValue> {
+        (attention, side): (Attention, Side),
+        choice: Choice,
+    ) -> Result<Self, Error> {
+        let variant = options.text("variant")?.map(|name| name.parse::<Variant>()).transpose()?;
+        let packed = config::packed(options)?;
+        choice.check(&attention, &side)?;
+        Ok(Self { attention, side, choice, variant, packed })
+    }
+}
+
+/// The outputs of a configuration by name: the caller's buffers, or new ones.
+fn outputs(
+    context: &Context,
+    options: &Options,
+    attention: &Attention,
+) -> Result<Results, JsValue> {
+    let shape = &attention.shape;
+    let mut results = Results::default();
+    let main = match attention.output {
+        Output::Attention { .. } => (shape.out(), attention.dtype),
+        Output::BlockSums { block_q, block_k } => {
+            let blocks = [shape.query_len.div_ceil(block_q), shape.key_len.div_ceil(block_k)];
+            ([shape.batch, shape.query_heads, blocks[0], blocks[1]], DType::F32)
+        }
+        _ => (shape.scores(), DType::F32),
+    };
+    results.add(context, options, ("out", "out"), main)?;
+    if attention.output == (Output::Attention { lse: true }) {
+        results.add(context, options, ("lse", "lseOut"), (shape.lse(), DType::F32))?;
+    }
+    Ok(results)
+}
+
+impl Planned {
+    async fn new(context: &Context, problem: Problem) -> Result<Self, JsValue> {
+        let Problem { attention, side, choice, variant, packed } = problem;
         let attention = choice.apply(attention);
-        let variant = options.text("variant").map_err(thrown)?;
-        let packed = config::packed(options).map_err(thrown)?;
         let plan = match variant {
-            Some(name) => {
-                let variant = name.parse::<Variant>().map_err(thrown)?;
-                attention.plan_with(context.library(), variant).await
-            }
+            Some(variant) => attention.plan_with(context.library(), variant).await,
             None => attention.plan(context.library()).await,
         };
         let plan = plan.map_err(thrown)?;
         Ok(Self { context: context.clone(), plan, side, choice, packed })
-    }
-
-    /// The outputs by name: the caller's buffers, or new ones.
-    fn outputs(&self, options: &Options) -> Result<Results, JsValue> {
-        let attention = self.plan.attention();
-        let shape = &attention.shape;
-        let mut results = Results::default();
-        let main = match attention.output {
-            Output::Attention { .. } => (shape.out(), attention.dtype),
-            Output::BlockSums { block_q, block_k } => {
-                let blocks = [shape.query_len.div_ceil(block_q), shape.key_len.div_ceil(block_k)];
-                ([shape.batch, shape.query_heads, blocks[0], blocks[1]], DType::F32)
-            }
-            _ => (shape.scores(), DType::F32),
-        };
-        results.add(&self.context, options, ("out", "out"), main)?;
-        if attention.output == (Output::Attention { lse: true }) {
-            results.add(&self.context, options, ("lse", "lseOut"), (shape.lse(), DType::F32))?;
-        }
-        Ok(results)
     }
 
     fn bind(&self, tensors: &Tensors, results: &Results) -> Result<wgpu_attention::Bound, Error> {
@@ -137,18 +160,19 @@ impl Planned {
         self.plan.bind(&inputs, &outputs)
     }
 
-    fn take(&self, options: &Options) -> Result<Tensors, JsValue> {
-        Tensors::take(&self.context, options, (self.plan.attention(), self.packed))
-    }
-
-    async fn run(&self, options: &Options) -> Result<JsValue, JsValue> {
+    /// Takes the tensors and the outputs of a call.
+    fn take(&self, tensors: &JsValue) -> Result<(Tensors, Results), JsValue> {
         self.context.alive()?;
-        let tensors = self.take(options)?;
-        self.run_on(&tensors, options).await
+        let attention = self.plan.attention();
+        let names: &[&[&str]] = &[TENSORS, &["bias"]];
+        let options = Options::new(tensors, "tensors", names).map_err(thrown)?;
+        let tensors = Tensors::take(&self.context, &options, (attention, self.packed))?;
+        let results = outputs(&self.context, &options, attention)?;
+        options.finish(NEEDS_OF_PLAN).map_err(thrown)?;
+        Ok((tensors, results))
     }
 
-    async fn run_on(&self, tensors: &Tensors, options: &Options) -> Result<JsValue, JsValue> {
-        let results = self.outputs(options)?;
+    async fn run(&self, tensors: &Tensors, results: Results) -> Result<JsValue, JsValue> {
         let bound = self.bind(tensors, &results).map_err(thrown)?;
         self.context.library().run(&bound).await.map_err(thrown)?;
         self.context.alive()?;
@@ -160,11 +184,12 @@ impl Planned {
 impl AttentionPlan {
     /// Computes; see `types.d.ts`.
     #[wasm_bindgen(skip_typescript)]
-    pub async fn run(&self, tensors: JsValue) -> Result<JsValue, JsValue> {
-        let planned = self.0.clone();
-        let names: &[&[&str]] = &[TENSORS, &["bias"]];
-        let options = Options::new(&tensors, "tensors", names).map_err(thrown)?;
-        planned.run(&options).await
+    pub fn run(&self, tensors: JsValue) -> Promise {
+        promise(|| {
+            let planned = self.0.clone();
+            let (tensors, results) = planned.take(&tensors)?;
+            Ok(async move { planned.run(&tensors, results).await })
+        })
     }
 
     /// Checks buffers and makes all that computing on them needs.
@@ -172,14 +197,9 @@ impl AttentionPlan {
         &self,
         #[wasm_bindgen(unchecked_param_type = "AttentionBuffers")] tensors: JsValue,
     ) -> Result<Bound, JsValue> {
-        let planned = &self.0;
-        planned.context.alive()?;
-        let names: &[&[&str]] = &[TENSORS, &["bias"]];
-        let options = Options::new(&tensors, "tensors", names).map_err(thrown)?;
-        let tensors = planned.take(&options)?;
-        let results = planned.outputs(&options)?;
-        let bound = planned.bind(&tensors, &results).map_err(thrown)?;
-        Ok(Bound::new(&planned.context, bound, results, tensors.taken))
+        let (tensors, results) = self.0.take(&tensors)?;
+        let bound = self.0.bind(&tensors, &results).map_err(thrown)?;
+        Ok(Bound::new(&self.0.context, bound, results, tensors.taken))
     }
 
     /// The kernel that was chosen.
@@ -204,26 +224,29 @@ impl AttentionPlan {
 #[wasm_bindgen]
 impl Context {
     /// Chooses and compiles a kernel, to be kept.
-    #[wasm_bindgen(js_name = planAttention, unchecked_return_type = "AttentionPlan")]
-    pub async fn plan_attention(
+    #[wasm_bindgen(js_name = planAttention, unchecked_return_type = "Promise<AttentionPlan>")]
+    pub fn plan_attention(
         &self,
         #[wasm_bindgen(unchecked_param_type = "AttentionOptions")] options: JsValue,
-    ) -> Result<AttentionPlan, JsValue> {
-        self.alive()?;
+    ) -> Promise {
         let read = || -> Result<_, Error> {
             let options = Options::new(&options, "options", &[COMMON, ATTENTION])?;
             let (attention, side) = config::attention(&options, None)?;
             let choice = Choice::read(&options, &attention, &side)?;
-            Ok((options, (attention, side, choice)))
+            let problem = Problem::read(&options, (attention, side), choice)?;
+            options.finish(NEEDS)?;
+            Ok(problem)
         };
-        let (options, problem) = read().map_err(thrown)?;
-        Ok(AttentionPlan(Rc::new(Planned::new(self, &options, problem).await?)))
+        promise(|| {
+            self.alive()?;
+            let (context, problem) = (self.clone(), read().map_err(thrown)?);
+            Ok(async move { Ok(AttentionPlan(Rc::new(Planned::new(&context, problem).await?))) })
+        })
     }
 
     /// Plans, computes and hands out; see `types.d.ts`.
     #[wasm_bindgen(skip_typescript)]
-    pub async fn attention(&self, options: JsValue) -> Result<JsValue, JsValue> {
-        self.alive()?;
+    pub fn attention(&self, options: JsValue) -> Promise {
         let read = || -> Result<_, Error> {
             let options = Options::new(&options, "options", &[COMMON, ATTENTION, TENSORS])?;
             let (attention, side) = config::attention(&options, natural(&options))?;
@@ -232,17 +255,25 @@ impl Context {
                 Some(_) => Choice::Dense,
                 None => Choice::read(&options, &attention, &side)?,
             };
-            Ok((options, attention, side, oracle, choice))
+            let problem = Problem::read(&options, (attention, side), choice)?;
+            Ok((options, problem, oracle))
         };
-        let (options, attention, side, oracle, mut choice) = read().map_err(thrown)?;
-        let packed = config::packed(&options).map_err(thrown)?;
-        let tensors = Tensors::take(self, &options, (&attention, packed))?;
-        if let Some(wanted) = oracle {
-            let list = sparse::best(self, (&attention, &side), &tensors, wanted).await?;
-            choice = Choice::List(list);
-        }
-        let planned = Planned::new(self, &options, (attention, side, choice)).await?;
-        planned.run_on(&tensors, &options).await
+        promise(|| {
+            self.alive()?;
+            let (options, mut problem, oracle) = read().map_err(thrown)?;
+            let (context, attention) = (self.clone(), &problem.attention);
+            let tensors = Tensors::take(self, &options, (attention, problem.packed))?;
+            let results = outputs(self, &options, attention)?;
+            options.finish(NEEDS).map_err(thrown)?;
+            Ok(async move {
+                if let Some(wanted) = oracle {
+                    let described = (&problem.attention, &problem.side);
+                    let list = sparse::best(&context, described, &tensors, wanted).await?;
+                    problem.choice = Choice::List(list);
+                }
+                Planned::new(&context, problem).await?.run(&tensors, results).await
+            })
+        })
     }
 }
 
@@ -257,6 +288,12 @@ pub fn check_attention(
         let options = Options::new(&options, "options", names)?;
         let (attention, side) = config::attention(&options, natural(&options))?;
         let choice = Choice::read(&options, &attention, &side)?;
+        if config::packed(&options)? {
+            return Err(refuse("layout", "\"batch,heads,len,dim\" for checks", "another layout"));
+        }
+        if let Output::BlockSums { .. } = attention.output {
+            return Err(refuse("blockSums", "none: checks compare outputs and scores", "a size"));
+        }
         let attention = choice.apply(attention);
         let tensor = |name: &str, kind| host(&options.get(name).unwrap_or_default(), kind, name);
         let dtype = attention.dtype;
@@ -266,6 +303,9 @@ pub fn check_attention(
         inputs.bias = bias.as_deref();
         let reference = Reference::new(&attention, &inputs)?;
         let rows = reference.sample(options.count("rows")?.unwrap_or(64) as usize);
+        // The options of a call, of which these say how it is computed.
+        ["variant", "out", "lseOut"].iter().for_each(|name| drop(options.get(name)));
+        options.finish(NEEDS)?;
         Ok(match attention.output {
             Output::Scores(stage) => {
                 let out = host(&out, DType::F32, "out")?;

@@ -1,12 +1,13 @@
 //! Tensors in buffers of the device, and typed arrays on their way in and out.
 
-use js_sys::{Reflect, Uint8Array};
+use js_sys::{Object, Promise, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 use wgpu_attention::{DType, Error, View, wgpu};
 
 use crate::context::Context;
 use crate::error::{refuse, shown, thrown};
-use crate::options::{Options, call, tag, view};
+use crate::options::{Options, call, floats, tag, view};
+use crate::promise::promise;
 
 /// Numbers of one dtype in a buffer of the device.
 #[wasm_bindgen]
@@ -93,12 +94,17 @@ impl Buffer {
         upload(&self.context, &self.raw, &bytes)
     }
 
-    /// Copies the numbers to the host.
-    #[wasm_bindgen(unchecked_return_type = "TypedArray")]
-    pub async fn read(&self) -> Result<JsValue, JsValue> {
-        let shape = [1, 1, 1, self.elements as u32];
-        let numbers = self.context.read(View::new(&self.raw, self.kind, shape)).await;
-        Ok(typed(&numbers.map_err(thrown)?, self.kind))
+    /// Copies the numbers to the host, as they are after what was submitted before this call.
+    #[wasm_bindgen(unchecked_return_type = "Promise<TypedArray>")]
+    pub fn read(&self) -> Promise {
+        let this = self.clone();
+        promise(|| {
+            Ok(async move {
+                let shape = [1, 1, 1, this.elements as u32];
+                let numbers = this.context.read(View::new(&this.raw, this.kind, shape)).await;
+                Ok(typed(&numbers.map_err(thrown)?, this.kind))
+            })
+        })
     }
 
     /// Frees the device's memory; the buffer is of no use afterwards.
@@ -137,7 +143,7 @@ impl Buffer {
         name: &str,
     ) -> Result<(Self, bool), JsValue> {
         if let Some(buffer) = Self::existing(value) {
-            return Ok((buffer, true));
+            return Ok((buffer.of(context, name).map_err(thrown)?, true));
         }
         let bytes = encoded(value, kind, name).map_err(thrown)?;
         let elements = bytes.length() as usize / kind.size() as usize;
@@ -151,6 +157,19 @@ impl Buffer {
         let ours = Reflect::has(value, &"__handle".into()).unwrap_or(false);
         let handle = ours.then(|| call(value, "__handle", &[]).ok())??;
         wasm_bindgen::convert::TryFromJsValue::try_from_js_value(handle).ok()
+    }
+
+    /// The buffer, if it is on the context's device.
+    pub fn of(self, context: &Context, name: &str) -> Result<Self, Error> {
+        let own = self.context.device().as_webgpu();
+        if own.is_some_and(|own| Object::is(own, &context.device())) {
+            return Ok(self);
+        }
+        Err(Error::Tensor {
+            tensor: name.into(),
+            expected: "a Buffer of this context's device".into(),
+            got: "one of another device".into(),
+        })
     }
 
     /// The numbers as a tensor `[batch, heads, len, dim]`, which they must fill exactly.
@@ -196,8 +215,7 @@ pub fn encoded(value: &JsValue, kind: DType, name: &str) -> Result<Uint8Array, E
         | ("Float16Array", DType::F16)
         | ("Uint16Array", DType::F16 | DType::BF16) => view(value),
         ("Float32Array", _) => {
-            let numbers = value.unchecked_ref::<js_sys::Float32Array>().to_vec();
-            Some(Uint8Array::from(kind.encode(&numbers).as_slice()))
+            floats(value).map(|numbers| Uint8Array::from(kind.encode(&numbers).as_slice()))
         }
         ("Float16Array", _) => {
             let numbers = view(value).map(|bytes| DType::F16.decode(&bytes.to_vec()));

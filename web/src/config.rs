@@ -9,7 +9,7 @@ use wasm_bindgen::JsValue;
 
 use crate::buffer::size_of;
 use crate::error::{refuse, shown};
-use crate::options::Options;
+use crate::options::{Options, elements};
 
 /// What describes a problem, whatever the family.
 pub const COMMON: &[&str] = &["shape", "dtype", "layout", "scale", "variant"];
@@ -39,17 +39,23 @@ pub const ATTENTION: &[&str] = &[
     "sinks",
 ];
 
+/// What options of attention need to have an effect.
+pub const NEEDS: &[(&str, &str)] =
+    &[("sigmoidBias", "`activation: \"sigmoid\"`"), ("lseOut", "`lse: true`")];
+
 /// `[batch, heads, len, dim]`, or the sizes by name.
 pub fn shape(options: &Options) -> Result<Shape, Error> {
     let value = options.get("shape").ok_or_else(|| {
         refuse("shape", "[batch, heads, len, dim] or { heads, len, headDim, … }", "nothing")
     })?;
-    if let Ok(Some(sizes)) = options.counts("shape") {
+    if elements(&value).is_some() {
+        let sizes = options.counts("shape")?.unwrap_or_default();
         let [batch, heads, len, dim] = sizes[..] else {
             let got = format!("{} numbers", sizes.len());
             return Err(refuse("shape", "the four numbers [batch, heads, len, dim]", got));
         };
-        return Ok(Shape::new(batch, heads, len, dim));
+        let shape = Shape::new(batch, heads, len, dim);
+        return shape.validate().map(|()| shape);
     }
     const NAMES: &[&str] =
         &["batch", "heads", "keyHeads", "valueHeads", "len", "keyLen", "headDim", "valueDim"];
@@ -64,7 +70,7 @@ pub fn shape(options: &Options) -> Result<Shape, Error> {
     shape.value_heads = sizes.count("valueHeads")?.unwrap_or(shape.key_heads);
     shape.key_len = sizes.count("keyLen")?.unwrap_or(shape.query_len);
     shape.value_dim = sizes.count("valueDim")?.unwrap_or(shape.head_dim);
-    Ok(shape)
+    shape.validate().map(|()| shape)
 }
 
 /// The dtype that is asked for, or the one that the tensors have.
@@ -87,18 +93,30 @@ pub fn packed(options: &Options) -> Result<bool, Error> {
     Ok(options.word("layout", &layouts)?.unwrap_or(false))
 }
 
-/// The broadcast whose number of rows makes up a length, the least one.
-fn fitting(len: usize, row: usize, shape: &Shape) -> Broadcast {
-    let all = [
-        Broadcast::SHARED,
-        Broadcast { per_head: true, ..Broadcast::SHARED },
-        Broadcast { per_batch: true, ..Broadcast::SHARED },
-    ];
-    let fits = |broadcast: &Broadcast| {
+/// The broadcast whose number of rows makes up a length, the least one. Rows that fit one a head
+/// and one a batch entry alike are refused; a length that fits nothing is left to the library.
+fn fitting(name: &str, len: usize, row: [u32; 2], shape: &Shape) -> Result<Broadcast, Error> {
+    let (per_head, per_batch) = (
+        Broadcast { per_batch: false, per_head: true },
+        Broadcast { per_batch: true, per_head: false },
+    );
+    let fits = |broadcast: Broadcast| {
         let (batch, heads) = broadcast.sizes(shape.batch, shape.query_heads);
-        batch as usize * heads as usize * row == len
+        let sizes = [batch, heads, row[0], row[1]];
+        sizes.into_iter().fold(1, |product, n| u64::from(n).saturating_mul(product)) == len as u64
     };
-    all.into_iter().find(fits).unwrap_or(Broadcast { per_batch: true, per_head: true })
+    match [Broadcast::SHARED, per_head, per_batch].map(fits) {
+        [true, ..] => Ok(Broadcast::SHARED),
+        [_, true, true] => {
+            let (batch, heads) = (shape.batch, shape.query_heads);
+            let expected = format!("rows for each batch entry and head, [{batch}, {heads}, …]");
+            let got = format!("{heads} rows, one a head or one a batch entry");
+            Err(refuse(name, expected, got))
+        }
+        [_, true, _] => Ok(per_head),
+        [_, _, true] => Ok(per_batch),
+        _ => Ok(Broadcast { per_batch: true, per_head: true }),
+    }
 }
 
 /// The dtype of a bias per pair, and along which axes it has entries of its own.
@@ -108,8 +126,8 @@ fn bias_of(bias: &JsValue, shape: &Shape) -> Result<(DType, Broadcast), Error> {
         expected: "a Buffer or typed array".into(),
         got: shown(bias),
     })?;
-    let pairs = shape.query_len as usize * shape.key_len as usize;
-    Ok((dtype, fitting(elements, pairs, shape)))
+    let pairs = [shape.query_len, shape.key_len];
+    Ok((dtype, fitting("bias", elements, pairs, shape)?))
 }
 
 /// The side arrays on the host.
@@ -160,9 +178,9 @@ pub fn attention(options: &Options, natural: Option<DType>) -> Result<(Attention
         attention.mask = text.parse::<Mask>()?;
     }
     let mut side = side(options, &shape)?;
-    attention.positions = match options.integers("positions") {
-        Ok(Some(offsets)) => {
-            side.query_offset = Some(offsets);
+    attention.positions = match options.get("positions") {
+        Some(value) if value.as_string().is_none() => {
+            side.query_offset = options.integers("positions")?;
             Positions::PerBatch
         }
         _ => {
@@ -175,18 +193,26 @@ pub fn attention(options: &Options, natural: Option<DType>) -> Result<(Attention
     attention.score.softcap = options.number("softcap")?.map(|x| x as f32);
     attention.score.alibi = side.alibi_slopes.is_some();
     attention.score.sinks = side.sinks.is_some();
-    let key_bias = side.key_bias.as_ref();
-    attention.score.key_bias = key_bias.map(|b| fitting(b.len(), shape.key_len as usize, &shape));
+    attention.score.key_bias = match &side.key_bias {
+        Some(bias) => Some(fitting("keyBias", bias.len(), [1, shape.key_len], &shape)?),
+        None => None,
+    };
     attention.score.bias = match options.get("bias") {
         Some(bias) => Some(bias_of(&bias, &shape)?),
         None => None,
     };
-    let bias = options.number("sigmoidBias")?.map(|x| x as f32);
-    let activations = [("softmax", Activation::Softmax), ("sigmoid", Activation::Sigmoid { bias })];
-    if let Some(activation) = options.word("activation", &activations)? {
-        attention.activation = activation;
+    if options.word("activation", &[("softmax", false), ("sigmoid", true)])? == Some(true) {
+        let bias = options.number("sigmoidBias")?.map(|x| x as f32);
+        attention.activation = Activation::Sigmoid { bias };
     }
-    if options.flag("lse")? {
+    let outputs = ["scores", "blockSums"].map(|name| (name, options.get(name).is_some()));
+    let lse = options.flag("lse")?;
+    if [outputs[0].1, outputs[1].1, lse].into_iter().filter(|&given| given).count() > 1 {
+        let names = outputs.into_iter().chain([("lse", lse)]).filter(|(_, given)| *given);
+        let names: Vec<_> = names.map(|(name, _)| name).collect();
+        return Err(refuse("options", "one of lse, scores and blockSums", names.join(" and ")));
+    }
+    if lse {
         attention = attention.with_lse();
     }
     let stages = Stage::ALL.map(|stage| (stage.name(), stage));
@@ -201,15 +227,20 @@ pub fn attention(options: &Options, natural: Option<DType>) -> Result<(Attention
             return Err(refuse("blockSums", "[queries, keys] of a block", got));
         }
     }
+    attention.validate()?;
     Ok((attention, side))
 }
 
 fn side(options: &Options, shape: &Shape) -> Result<Side, Error> {
-    let dense_mask = options.counts("denseMask")?.map(|keep| {
-        let row = shape.query_len as usize * shape.key_len as usize;
-        let kept: Vec<bool> = keep.iter().map(|&keep| keep != 0).collect();
-        (pack_mask(&kept, shape.key_len), fitting(kept.len(), row, shape))
-    });
+    let dense_mask = match options.counts("denseMask")? {
+        Some(keep) => {
+            let row = [shape.query_len, shape.key_len];
+            let kept: Vec<bool> = keep.iter().map(|&keep| keep != 0).collect();
+            let broadcast = fitting("denseMask", kept.len(), row, shape)?;
+            Some((pack_mask(&kept, shape.key_len), broadcast))
+        }
+        None => None,
+    };
     Ok(Side {
         query_offset: None,
         query_starts: options.counts("queryStarts")?,

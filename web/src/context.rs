@@ -10,7 +10,8 @@ use wgpu_attention::{DType, Error, wgpu};
 use crate::buffer::{self, Buffer};
 use crate::config::named;
 use crate::error::{refuse, shown, thrown};
-use crate::options::{Options, call};
+use crate::options::{Options, call, tag};
+use crate::promise::promise;
 
 /// What is asked of an adapter, beside its limits, when it has it.
 const WANTED: [&str; 4] = ["subgroups", "subgroups-f16", "shader-f16", "timestamp-query"];
@@ -27,76 +28,37 @@ pub struct Context {
 #[wasm_bindgen]
 impl Context {
     /// Makes a device on the adapter that the browser thinks fastest.
-    #[wasm_bindgen(unchecked_return_type = "Context")]
-    pub async fn create(
-        #[wasm_bindgen(unchecked_optional_param_type = "ContextOptions")] options: Option<Object>,
-    ) -> Result<Self, JsValue> {
-        let options = options.unwrap_or_default();
-        let read = || -> Result<_, Error> {
-            let options =
-                Options::new(&options, "options", &[&["powerPreference", "without", "asGpu"]])?;
-            let power = options.text("powerPreference")?.unwrap_or("high-performance".into());
-            let without = options.get("without").map_or_else(Array::new, |x| Array::from(&x));
-            Ok((power, without, options.flag("asGpu")?))
-        };
-        let (power, without, as_gpu) = read().map_err(thrown)?;
-        let missing = |why: &str| thrown(Error::NoAdapter(why.into()));
-        let gpu = gpu().ok_or_else(|| missing("this browser has no WebGPU (navigator.gpu)"))?;
-        let wish = Object::new();
-        Reflect::set(&wish, &"powerPreference".into(), &power.into())?;
-        let promise = call(&gpu, "requestAdapter", &[wish.into()])?;
-        let adapter = wasm_bindgen_futures::JsFuture::from(Promise::resolve(&promise)).await?;
-        if adapter.is_null() {
-            return Err(missing("the browser offers none (navigator.gpu.requestAdapter)"));
-        }
-        let features = Reflect::get(&adapter, &"features".into())?;
-        let wanted = Array::new();
-        for name in WANTED.map(JsValue::from) {
-            let offered = call(&features, "has", std::slice::from_ref(&name))?.is_truthy();
-            if offered && !without.includes(&name, 0) {
-                wanted.push(&name);
-            }
-        }
-        let inner = adapter.clone();
-        let opened = Self::open(
-            adapter,
-            Closure::new(move |descriptor: JsValue| {
-                // wgpu knows no name for some of them.
-                Reflect::set(&descriptor, &"requiredFeatures".into(), &wanted)?;
-                let prototype = Object::get_prototype_of(&inner);
-                let request: js_sys::Function =
-                    Reflect::get(&prototype, &"requestDevice".into())?.dyn_into()?;
-                request.call1(&inner, &descriptor)
-            }),
-        );
-        let mut context = opened.await?;
-        if as_gpu {
-            let mut caps = context.library.caps().clone();
-            caps.is_cpu = false;
-            let (device, queue) = (context.library.device(), context.library.queue());
-            context.library = wgpu_attention::Context::with_caps(caps, device, queue);
-        }
-        Ok(context)
+    #[wasm_bindgen(unchecked_return_type = "Promise<Context>")]
+    pub fn create(
+        #[wasm_bindgen(unchecked_optional_param_type = "ContextOptions")] options: JsValue,
+    ) -> Promise {
+        promise(|| Ok(Self::on_adapter(Wish::read(&options).map_err(thrown)?)))
     }
 
     /// Computes on a device of the page's. Nothing of it is changed.
-    #[wasm_bindgen(js_name = fromDevice, unchecked_return_type = "Context")]
-    pub async fn from_device(
+    #[wasm_bindgen(js_name = fromDevice, unchecked_return_type = "Promise<Context>")]
+    pub fn from_device(
         #[wasm_bindgen(unchecked_param_type = "GPUDevice")] device: JsValue,
-    ) -> Result<Self, JsValue> {
-        // What wgpu reads of an adapter, the device has too.
-        let adapter = Object::new();
-        for (name, source) in
-            [("features", "features"), ("limits", "limits"), ("info", "adapterInfo")]
-        {
-            let value = Reflect::get(&device, &source.into()).unwrap_or_default();
-            if value.is_undefined() {
+    ) -> Promise {
+        promise(|| {
+            if tag(&device) != "GPUDevice" {
                 return Err(thrown(refuse("device", "a GPUDevice", shown(&device))));
             }
-            Reflect::set(&adapter, &name.into(), &value)?;
-        }
-        Self::open(adapter.into(), Closure::new(move |_| Ok(Promise::resolve(&device).into())))
-            .await
+            // What wgpu reads of an adapter, the device has too.
+            let adapter = Object::new();
+            for (name, source) in
+                [("features", "features"), ("limits", "limits"), ("info", "adapterInfo")]
+            {
+                let value = Reflect::get(&device, &source.into())?;
+                if value.is_undefined() {
+                    let got = format!("one without {source}");
+                    return Err(thrown(refuse("device", "a GPUDevice", got)));
+                }
+                Reflect::set(&adapter, &name.into(), &value)?;
+            }
+            let answer = Closure::new(move |_| Ok(Promise::resolve(&device).into()));
+            Ok(Self::open(adapter.into(), answer))
+        })
     }
 
     /// The device.
@@ -167,6 +129,32 @@ impl Context {
     }
 }
 
+/// What `create` is asked for.
+struct Wish {
+    power: &'static str,
+    without: Vec<String>,
+    as_gpu: bool,
+}
+
+impl Wish {
+    fn read(options: &JsValue) -> Result<Self, Error> {
+        const POWERS: [&str; 2] = ["high-performance", "low-power"];
+        let none = Object::new();
+        let left_out = options.is_undefined() || options.is_null();
+        let options = if left_out { &none } else { options };
+        let options =
+            Options::new(options, "options", &[&["powerPreference", "without", "asGpu"]])?;
+        let power = options.word("powerPreference", &POWERS.map(|power| (power, power)))?;
+        let without = options.texts("without")?.unwrap_or_default();
+        if let Some(other) = without.iter().find(|name| !WANTED.contains(&name.as_str())) {
+            let expected = format!("features among {}", WANTED.join(", "));
+            return Err(refuse("without", expected, format!("`{other}`")));
+        }
+        let power = power.unwrap_or(POWERS[0]);
+        Ok(Self { power, without, as_gpu: options.flag("asGpu")? })
+    }
+}
+
 impl Context {
     /// The library's own context.
     pub const fn library(&self) -> &wgpu_attention::Context {
@@ -180,6 +168,46 @@ impl Context {
             return Err(thrown(self.library.lost().map_or(lost, Error::DeviceLost)));
         }
         Ok(())
+    }
+
+    async fn on_adapter(Wish { power, without, as_gpu }: Wish) -> Result<Self, JsValue> {
+        let missing = |why: &str| thrown(Error::NoAdapter(why.into()));
+        let gpu = gpu().ok_or_else(|| missing("this browser has no WebGPU (navigator.gpu)"))?;
+        let wish = Object::new();
+        Reflect::set(&wish, &"powerPreference".into(), &power.into())?;
+        let adapter = call(&gpu, "requestAdapter", &[wish.into()])?;
+        let adapter = wasm_bindgen_futures::JsFuture::from(Promise::resolve(&adapter)).await?;
+        if adapter.is_null() {
+            return Err(missing("the browser offers none (navigator.gpu.requestAdapter)"));
+        }
+        let features = Reflect::get(&adapter, &"features".into())?;
+        let wanted = Array::new();
+        for name in WANTED.map(JsValue::from) {
+            let offered = call(&features, "has", std::slice::from_ref(&name))?.is_truthy();
+            if offered && !without.iter().any(|hidden| name == hidden.as_str()) {
+                wanted.push(&name);
+            }
+        }
+        let inner = adapter.clone();
+        let opened = Self::open(
+            adapter,
+            Closure::new(move |descriptor: JsValue| {
+                // wgpu knows no name for some of them.
+                Reflect::set(&descriptor, &"requiredFeatures".into(), &wanted)?;
+                let prototype = Object::get_prototype_of(&inner);
+                let request: js_sys::Function =
+                    Reflect::get(&prototype, &"requestDevice".into())?.dyn_into()?;
+                request.call1(&inner, &descriptor)
+            }),
+        );
+        let mut context = opened.await?;
+        if as_gpu {
+            let mut caps = context.library.caps().clone();
+            caps.is_cpu = false;
+            let (device, queue) = (context.library.device(), context.library.queue());
+            context.library = wgpu_attention::Context::with_caps(caps, device, queue);
+        }
+        Ok(context)
     }
 
     /// Has wgpu open `adapter` while `request` answers in its name. Objects of our own stand in

@@ -4,6 +4,8 @@ use js_sys::Reflect;
 use wasm_bindgen::prelude::*;
 use wgpu_attention::Error;
 
+use crate::options::tag;
+
 /// An `Error` with the library's sentence, its kind as `name`, and for mask expressions the column.
 pub fn thrown(error: Error) -> JsValue {
     let object = js_sys::Error::new(&error.to_string());
@@ -38,6 +40,18 @@ pub fn shown(value: &JsValue) -> String {
         (_, Some(number), _) => number.to_string(),
         (_, _, Some(flag)) => flag.to_string(),
         _ if value.is_undefined() => "nothing".into(),
-        _ => crate::options::tag(value),
+        _ if value.is_null() => "null".into(),
+        _ if !value.is_object() => {
+            format!("a {}", value.js_typeof().as_string().unwrap_or_default())
+        }
+        _ if is_detached(value) => format!("a detached {}", tag(value)),
+        _ => tag(value),
     }
+}
+
+/// Whether a typed array has lost its numbers, which `postMessage` gave to somebody else.
+fn is_detached(value: &JsValue) -> bool {
+    let buffer = Reflect::get(value, &"buffer".into());
+    let detached = buffer.and_then(|buffer| Reflect::get(&buffer, &"detached".into()));
+    detached.is_ok_and(|detached| detached.is_truthy())
 }

@@ -12,6 +12,7 @@ mod error;
 mod linear;
 mod options;
 mod plan;
+mod promise;
 mod sparse;
 
 use wasm_bindgen::prelude::*;

@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 
+use js_sys::Promise;
 use wasm_bindgen::prelude::*;
 use wgpu_attention::linear::reference::{HostInputs, Reference};
-use wgpu_attention::linear::slopes;
+use wgpu_attention::linear::{check_gates, slopes};
 use wgpu_attention::{
     Array, Carry, DType, Error, FeatureMap, LinearAttention, LinearInputs, LinearOutputs,
     LinearPlan as Plan, LinearVariant, Rule,
@@ -15,13 +16,27 @@ use crate::buffer::{Buffer, Taken, host, size_of};
 use crate::config::{self, COMMON};
 use crate::context::Context;
 use crate::error::{refuse, thrown};
-use crate::options::Options;
+use crate::options::{Options, argument};
 use crate::plan::{Bound, Results, verdict};
+use crate::promise::promise;
 
 const LINEAR: &[&str] =
     &["rule", "gatePer", "featureMap", "normalize", "decay", "starts", "chunk", "carry"];
 
 const TENSORS: &[&str] = &["q", "k", "v", "gate", "beta", "state", "normalizer", "out"];
+
+/// What options need to have an effect.
+const NEEDS: &[(&str, &str)] = &[
+    ("gatePer", GATED),
+    ("gate", GATED),
+    ("beta", "the rules delta and gated-delta"),
+    ("decay", "the rule decay"),
+    ("chunk", "another variant than recurrent"),
+    ("state", "a plan made with `state`"),
+    ("normalizer", "`normalize` and a `state`"),
+];
+
+const GATED: &str = "the rules gated and gated-delta";
 
 /// A configuration with its small arrays.
 struct Problem {
@@ -47,16 +62,14 @@ impl Problem {
     fn read(options: &Options) -> Result<Self, Error> {
         let shape = config::shape(options)?;
         let mut linear = LinearAttention::new(shape, config::dtype(options, natural(options))?);
+        let rules = |per_key_dim| {
+            let (gated, delta) = (Rule::Gated { per_key_dim }, Rule::GatedDelta { per_key_dim });
+            [Rule::Decay, gated, Rule::Delta, delta].map(|rule| (rule.name(), rule))
+        };
+        linear.rule = options.word("rule", &rules(false))?.unwrap_or(Rule::Decay);
         let per = [("token", false), ("key-dim", true)];
-        let per_key_dim = options.word("gatePer", &per)?.unwrap_or(false);
-        let rules = [
-            Rule::Decay,
-            Rule::Gated { per_key_dim },
-            Rule::Delta,
-            Rule::GatedDelta { per_key_dim },
-        ];
-        if let Some(rule) = options.word("rule", &rules.map(|rule| (rule.name(), rule)))? {
-            linear.rule = rule;
+        if linear.rule.is_gated() && options.word("gatePer", &per)? == Some(true) {
+            linear.rule = options.word("rule", &rules(true))?.unwrap_or(linear.rule);
         }
         let maps = FeatureMap::ALL.map(|map| (map.name(), map));
         if let Some(map) = options.word("featureMap", &maps)? {
@@ -64,18 +77,26 @@ impl Problem {
         }
         linear.normalize = options.number("normalize")?.map(|x| x as f32);
         linear.scale = options.number("scale")?.map_or(1.0, |x| x as f32);
-        linear.chunk = options.count("chunk")?;
         let starts = options.counts("starts")?;
         linear.documents = starts.is_some();
-        linear.carry = match (options.flag("carry")?, options.get("state")) {
+        let carry = options.get("carry").is_some().then(|| options.flag("carry")).transpose()?;
+        linear.carry = match (carry, options.get("state")) {
+            (Some(false), Some(_)) => {
+                return Err(refuse("carry", "true, or nothing, with a state", "false"));
+            }
             (_, Some(_)) => Carry::InOut,
-            (true, None) => Carry::Out,
-            (false, None) => Carry::None,
+            (Some(true), None) => Carry::Out,
+            (_, None) => Carry::None,
         };
         let variants = LinearVariant::ALL.map(|variant| (variant.name(), variant));
         let variant = options.word("variant", &variants)?;
+        if variant != Some(LinearVariant::Recurrent) {
+            linear.chunk = options.count("chunk")?;
+        }
+        let decay = if linear.rule == Rule::Decay { options.numbers("decay")? } else { None };
         let packed = config::packed(options)?;
-        Ok(Self { linear, decay: options.numbers("decay")?, starts, variant, packed })
+        linear.validate()?;
+        Ok(Self { linear, decay, starts, variant, packed })
     }
 
     fn documents(&self) -> u32 {
@@ -92,90 +113,113 @@ impl Planned {
         Ok(Self { context: context.clone(), plan: plan.map_err(thrown)?, problem })
     }
 
-    /// Binds the tensors of `options`: the binding, its outputs, whether they were on the device,
-    /// and the buffers that were made for the call.
-    fn bind(&self, options: &Options) -> Result<Called, JsValue> {
+    fn bind(&self, tensors: &Tensors) -> Result<wgpu_attention::Bound, Error> {
         let (problem, linear) = (&self.problem, &self.problem.linear);
-        let (shape, context) = (&linear.shape, &self.context);
+        let (shape, packed) = (&linear.shape, problem.packed);
+        let Tensors { query, key, value, gate, beta, results, .. } = tensors;
+        let mut inputs = LinearInputs::new(
+            query.tensor("q", shape.query(), packed)?,
+            key.tensor("k", shape.key(), packed)?,
+            value.tensor("v", shape.value(), packed)?,
+        );
+        let gate = gate.as_ref().map(|gate| gate.tensor("gate", linear.gate(), false));
+        inputs.gate = gate.transpose()?;
+        let beta = beta.as_ref().map(|beta| beta.tensor("beta", linear.beta(), false));
+        inputs.beta = beta.transpose()?;
+        inputs.decay = problem.decay.as_deref().map(Array::f32);
+        inputs.starts = problem.starts.as_deref().map(Array::u32);
+        let mut outputs = LinearOutputs::new(results.view("out", packed)?);
+        outputs.state = results.view("state", false).ok();
+        outputs.normalizer = results.view("normalizer", false).ok();
+        self.plan.bind(&inputs, &outputs)
+    }
+
+    /// Takes the tensors and the outputs of a call.
+    fn take(&self, tensors: &JsValue) -> Result<Tensors, JsValue> {
+        self.context.alive()?;
+        let options = Options::new(tensors, "tensors", &[TENSORS]).map_err(thrown)?;
+        Tensors::take(&self.context, &options, &self.problem)
+    }
+
+    async fn run(&self, tensors: Tensors) -> Result<JsValue, JsValue> {
+        let bound = self.bind(&tensors).map_err(thrown)?;
+        self.context.library().run(&bound).await.map_err(thrown)?;
+        self.context.alive()?;
+        tensors.results.hand_out(&self.context, tensors.taken.on_device).await
+    }
+}
+
+/// The tensors of a call in buffers, and its outputs.
+struct Tensors {
+    query: Buffer,
+    key: Buffer,
+    value: Buffer,
+    gate: Option<Buffer>,
+    beta: Option<Buffer>,
+    results: Results,
+    taken: Taken,
+}
+
+impl Tensors {
+    /// Takes what `options` name, all of which must have an effect.
+    fn take(context: &Context, options: &Options, problem: &Problem) -> Result<Self, JsValue> {
+        let linear = &problem.linear;
+        let (shape, dtype) = (&linear.shape, linear.dtype);
         let mut taken = Taken::default();
         let mut take = |name: &str, kind: DType| taken.take(context, options, name, kind);
         let side = |name: &str| {
             let value = options.get(name).unwrap_or_default();
             size_of(&value).map_or(DType::F32, |(kind, _)| kind)
         };
-        let dtype = linear.dtype;
+        if linear.rule.is_gated() {
+            let gate = options.get("gate").filter(|gate| Buffer::existing(gate).is_none());
+            // Those in a buffer are the caller's to check: reading them back would take a while.
+            let gate = gate.map(|gate| host(&gate, side("gate"), "gate")).transpose();
+            check_gates(&gate.map_err(thrown)?.unwrap_or_default()).map_err(thrown)?;
+        }
         let (query, key, value) = (take("q", dtype)?, take("k", dtype)?, take("v", dtype)?);
         let gate = linear.rule.is_gated().then(|| take("gate", side("gate"))).transpose()?;
         let beta = linear.rule.is_delta().then(|| take("beta", side("beta"))).transpose()?;
 
         let mut results = Results::default();
         results.add(context, options, ("out", "out"), (shape.out(), dtype))?;
+        let mut carried = Vec::new();
         if linear.carry != Carry::None {
-            let mut carried = vec![("state", linear.state(problem.documents()))];
+            carried.push(("state", linear.state(problem.documents())));
             if linear.normalize.is_some() {
                 carried.push(("normalizer", linear.normalizer(problem.documents())));
             }
-            for (name, sizes) in carried {
-                match options.get(name) {
-                    Some(value) => {
-                        let (buffer, given) = Buffer::take(context, &value, DType::F32, name)?;
-                        results.add_buffer(name, sizes, buffer, given);
-                    }
-                    None => results.add(context, options, (name, name), (sizes, DType::F32))?,
-                }
+        }
+        let begins = |name| linear.carry == Carry::InOut && options.get(name).is_some();
+        if carried.len() == 2 && begins("state") != begins("normalizer") {
+            let given = if begins("state") { "`state` alone" } else { "`normalizer` alone" };
+            return Err(thrown(refuse("state", "`state` and `normalizer` together", given)));
+        }
+        for (name, sizes) in carried {
+            if begins(name) {
+                let value = options.get(name).unwrap_or_default();
+                let (buffer, given) = Buffer::take(context, &value, DType::F32, name)?;
+                results.add_buffer(name, sizes, buffer, given);
+            } else {
+                // No option names a buffer for it.
+                results.add(context, options, (name, ""), (sizes, DType::F32))?;
             }
         }
-        let bound = (|| {
-            let packed = problem.packed;
-            let mut inputs = LinearInputs::new(
-                query.tensor("q", shape.query(), packed)?,
-                key.tensor("k", shape.key(), packed)?,
-                value.tensor("v", shape.value(), packed)?,
-            );
-            let place = |tensor: &'_ Option<Buffer>| tensor.clone();
-            let (gate, beta) = (place(&gate), place(&beta));
-            inputs.gate = match &gate {
-                Some(gate) => Some(gate.tensor("gate", linear.gate(), false)?),
-                None => None,
-            };
-            inputs.beta = match &beta {
-                Some(beta) => Some(beta.tensor("beta", linear.beta(), false)?),
-                None => None,
-            };
-            inputs.decay = problem.decay.as_deref().map(Array::f32);
-            inputs.starts = problem.starts.as_deref().map(Array::u32);
-            let mut outputs = LinearOutputs::new(results.view("out", packed)?);
-            outputs.state = results.view("state", false).ok();
-            outputs.normalizer = results.view("normalizer", false).ok();
-            self.plan.bind(&inputs, &outputs)
-        })();
-        Ok(Called { bound: bound.map_err(thrown)?, results, taken })
+        options.finish(NEEDS).map_err(thrown)?;
+        Ok(Self { query, key, value, gate, beta, results, taken })
     }
-
-    async fn run(&self, options: &Options) -> Result<JsValue, JsValue> {
-        self.context.alive()?;
-        let called = self.bind(options)?;
-        self.context.library().run(&called.bound).await.map_err(thrown)?;
-        self.context.alive()?;
-        called.results.hand_out(&self.context, called.taken.on_device).await
-    }
-}
-
-/// A call that is ready.
-struct Called {
-    bound: wgpu_attention::Bound,
-    results: Results,
-    taken: Taken,
 }
 
 #[wasm_bindgen]
 impl LinearPlan {
     /// Computes; see `types.d.ts`.
     #[wasm_bindgen(skip_typescript)]
-    pub async fn run(&self, tensors: JsValue) -> Result<JsValue, JsValue> {
-        let planned = self.0.clone();
-        let options = Options::new(&tensors, "tensors", &[TENSORS]).map_err(thrown)?;
-        planned.run(&options).await
+    pub fn run(&self, tensors: JsValue) -> Promise {
+        promise(|| {
+            let planned = self.0.clone();
+            let tensors = planned.take(&tensors)?;
+            Ok(async move { planned.run(tensors).await })
+        })
     }
 
     /// Checks buffers and makes all that computing on them needs.
@@ -183,10 +227,9 @@ impl LinearPlan {
         &self,
         #[wasm_bindgen(unchecked_param_type = "LinearBuffers")] tensors: JsValue,
     ) -> Result<Bound, JsValue> {
-        self.0.context.alive()?;
-        let options = Options::new(&tensors, "tensors", &[TENSORS]).map_err(thrown)?;
-        let called = self.0.bind(&options)?;
-        Ok(Bound::new(&self.0.context, called.bound, called.results, called.taken))
+        let tensors = self.0.take(&tensors)?;
+        let bound = self.0.bind(&tensors).map_err(thrown)?;
+        Ok(Bound::new(&self.0.context, bound, tensors.results, tensors.taken))
     }
 
     /// The algorithm that was chosen.
@@ -205,32 +248,54 @@ impl LinearPlan {
 #[wasm_bindgen]
 impl Context {
     /// Chooses an algorithm and compiles its kernels, to be kept.
-    #[wasm_bindgen(js_name = planLinear, unchecked_return_type = "LinearPlan")]
-    pub async fn plan_linear(
+    #[wasm_bindgen(js_name = planLinear, unchecked_return_type = "Promise<LinearPlan>")]
+    pub fn plan_linear(
         &self,
-        #[wasm_bindgen(unchecked_param_type = "LinearOptions")] options: JsValue,
-    ) -> Result<LinearPlan, JsValue> {
-        self.alive()?;
-        let options = Options::new(&options, "options", &[COMMON, LINEAR, &["state"]]);
-        let problem = options.and_then(|options| Problem::read(&options)).map_err(thrown)?;
-        Ok(LinearPlan(Rc::new(Planned::new(self, problem).await?)))
+        #[wasm_bindgen(unchecked_param_type = "LinearOptions & { state?: true | Tensor }")]
+        options: JsValue,
+    ) -> Promise {
+        let read = || -> Result<_, Error> {
+            let options = Options::new(&options, "options", &[COMMON, LINEAR, &["state"]])?;
+            let problem = Problem::read(&options)?;
+            options.finish(NEEDS).map(|()| problem)
+        };
+        promise(|| {
+            self.alive()?;
+            let (context, problem) = (self.clone(), read().map_err(thrown)?);
+            Ok(async move { Ok(LinearPlan(Rc::new(Planned::new(&context, problem).await?))) })
+        })
     }
 
     /// Plans, computes and hands out; see `types.d.ts`.
     #[wasm_bindgen(skip_typescript)]
-    pub async fn linear(&self, options: JsValue) -> Result<JsValue, JsValue> {
-        self.alive()?;
-        let options =
-            Options::new(&options, "options", &[COMMON, LINEAR, TENSORS]).map_err(thrown)?;
-        let problem = Problem::read(&options).map_err(thrown)?;
-        Planned::new(self, problem).await?.run(&options).await
+    pub fn linear(&self, options: JsValue) -> Promise {
+        let read = || -> Result<_, Error> {
+            let options = Options::new(&options, "options", &[COMMON, LINEAR, TENSORS])?;
+            let problem = Problem::read(&options)?;
+            Ok((options, problem))
+        };
+        promise(|| {
+            self.alive()?;
+            let (options, problem) = read().map_err(thrown)?;
+            let (context, tensors) = (self.clone(), Tensors::take(self, &options, &problem)?);
+            Ok(async move { Planned::new(&context, problem).await?.run(tensors).await })
+        })
     }
 }
 
 /// Lightning attention's decay slopes, as released: one a head.
 #[wasm_bindgen(js_name = lightningSlopes)]
-pub fn lightning_slopes(heads: u32, layer: u32, layers: u32) -> Result<Vec<f32>, JsValue> {
-    slopes::released(heads, layer, layers).map_err(thrown)
+pub fn lightning_slopes(
+    #[wasm_bindgen(unchecked_param_type = "number")] heads: JsValue,
+    #[wasm_bindgen(unchecked_param_type = "number")] layer: JsValue,
+    #[wasm_bindgen(unchecked_param_type = "number")] layers: JsValue,
+) -> Result<Vec<f32>, JsValue> {
+    let number = |value, name| argument(value, name, None);
+    let read = || {
+        let (layer, layers) = (number(&layer, "layer")?, number(&layers, "layers")?);
+        slopes::released(number(&heads, "heads")?, layer, layers)
+    };
+    read().map_err(thrown)
 }
 
 /// Compares a result with the f64 reference on the host.
@@ -246,6 +311,11 @@ pub fn check_linear(
         if linear.carry == Carry::InOut {
             return Err(refuse("state", "none: the check begins with zero", "a state"));
         }
+        if problem.packed {
+            return Err(refuse("layout", "\"batch,heads,len,dim\" for checks", "another layout"));
+        }
+        // What a call does not hand out is not compared.
+        drop(options.get("out"));
         let tensor = |name: &str, kind| host(&options.get(name).unwrap_or_default(), kind, name);
         let dtype = linear.dtype;
         let (query, key, value) = (tensor("q", dtype)?, tensor("k", dtype)?, tensor("v", dtype)?);
@@ -256,6 +326,7 @@ pub fn check_linear(
         inputs.gate = gated.as_deref();
         inputs.beta = beta.as_deref();
         inputs.starts = problem.starts.as_deref();
+        options.finish(NEEDS)?;
         let reference = Reference::new(linear, &inputs)?;
         Ok(reference.check(&host(&out, dtype, "out")?, None, None).out)
     };

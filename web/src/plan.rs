@@ -1,14 +1,15 @@
 //! What plans of both families share: bindings, outputs, verdicts.
 
-use js_sys::{Object, Reflect};
+use js_sys::{Object, Promise, Reflect};
 use wasm_bindgen::prelude::*;
 use wgpu_attention::attention::tolerance::Comparison;
 use wgpu_attention::{DType, Error, View};
 
 use crate::buffer::{Buffer, Taken, typed};
 use crate::context::Context;
-use crate::error::{refuse, thrown};
-use crate::options::Options;
+use crate::error::{refuse, shown, thrown};
+use crate::options::{Options, argument};
+use crate::promise::promise;
 
 /// A plan bound to buffers.
 #[wasm_bindgen]
@@ -23,17 +24,27 @@ pub struct Bound {
 #[wasm_bindgen]
 impl Bound {
     /// Computes, as often as asked, and resolves when the device is done.
-    pub async fn run(&self, times: Option<u32>) -> Result<(), JsValue> {
-        self.context.alive()?;
-        let library = self.context.library().clone();
-        let (context, bound) = (self.context.clone(), self.bound.clone());
-        if let Some(more) = times.unwrap_or(1).checked_sub(1) {
-            let mut encoder = library.device().create_command_encoder(&Default::default());
-            (0..more).for_each(|_| bound.encode(&mut encoder));
-            library.queue().submit([encoder.finish()]);
-            library.run(&bound).await.map_err(thrown)?;
-        }
-        context.alive()
+    #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
+    pub fn run(
+        &self,
+        #[wasm_bindgen(unchecked_optional_param_type = "number")] times: JsValue,
+    ) -> Promise {
+        promise(|| {
+            self.context.alive()?;
+            let times = argument(&times, "times", Some(1)).map_err(thrown)?;
+            let (context, bound) = (self.context.clone(), self.bound.clone());
+            Ok(async move {
+                let library = context.library();
+                if let Some(more) = times.checked_sub(1) {
+                    let mut encoder = library.device().create_command_encoder(&Default::default());
+                    (0..more).for_each(|_| bound.encode(&mut encoder));
+                    library.queue().submit([encoder.finish()]);
+                    library.run(&bound).await.map_err(thrown)?;
+                }
+                context.alive()?;
+                Ok(JsValue::UNDEFINED)
+            })
+        })
     }
 
     /// The output.
@@ -85,13 +96,13 @@ impl Results {
         (name, option): (&'static str, &str),
         (shape, kind): ([u32; 4], DType),
     ) -> Result<(), JsValue> {
-        let given = options.get(option).map(|value| {
-            Buffer::existing(&value).filter(|buffer| buffer.kind == kind).ok_or_else(|| {
-                thrown(refuse(option, format!("a Buffer of {kind}"), crate::error::shown(&value)))
-            })
+        let given = options.get(option).map(|value| -> Result<_, Error> {
+            let buffer = Buffer::existing(&value).filter(|buffer| buffer.kind == kind);
+            let expected = || refuse(option, format!("a Buffer of {kind}"), shown(&value));
+            buffer.ok_or_else(expected)?.of(context, option)
         });
         let (buffer, held) = match given {
-            Some(buffer) => (buffer?, true),
+            Some(buffer) => (buffer.map_err(thrown)?, true),
             None => {
                 let count: u64 = shape.iter().map(|&n| u64::from(n)).product();
                 let allowed = context.library().caps().buffer;

@@ -1,21 +1,32 @@
 //! The keys axis: patterns, lists, and the oracle.
 
-use js_sys::{Object, Reflect, Uint32Array};
+use js_sys::{Object, Promise, Reflect, Uint32Array};
 use wasm_bindgen::prelude::*;
 use wgpu_attention::{
-    Arrays, Attention, DType, Error, Inputs, KeyList, Keys, ListHeads, Lists, Outputs, Pattern,
-    keys::Source,
+    Arrays, Attention, DType, Error, Inputs, KeyList, Keys, ListHeads, Lists, MaskRows, Output,
+    Outputs, Pattern, keys::Source,
 };
 
 use crate::attention::{Tensors, natural};
 use crate::buffer::Taken;
-use crate::config::{self, ATTENTION, COMMON, Side};
+use crate::config::{self, ATTENTION, COMMON, NEEDS, Side};
 use crate::context::Context;
 use crate::error::{refuse, thrown};
-use crate::options::Options;
+use crate::options::{Options, argument};
+use crate::promise::promise;
 
 const SPARSE: &[&str] =
     &["pattern", "offsets", "entries", "oracle", "blockQ", "blockK", "perBatch", "heads"];
+
+/// What parts of `sparse` need to have an effect.
+const SPARSE_NEEDS: &[(&str, &str)] = &[
+    ("offsets", "a list, without a pattern or an oracle"),
+    ("entries", "a list, without a pattern or an oracle"),
+    ("perBatch", "a list of `offsets` and `entries`"),
+    ("heads", "a list of `offsets` and `entries`"),
+    ("pattern", "neither a list nor an oracle"),
+    ("oracle", "neither a list nor a pattern, in a call"),
+];
 
 const HEADS: [(&str, ListHeads); 3] =
     [("shared", ListHeads::Shared), ("key", ListHeads::KeyHead), ("query", ListHeads::QueryHead)];
@@ -40,6 +51,7 @@ impl Choice {
         if let Some(text) = options.text("pattern")? {
             let pattern = text.parse::<Pattern>()?;
             let block = (block_q, block_k.unwrap_or(64));
+            options.finish(SPARSE_NEEDS)?;
             let source = pattern.source(attention, &side.arrays(), block)?;
             return Ok(Self::Pattern(Box::new(source)));
         }
@@ -51,6 +63,7 @@ impl Choice {
         };
         let heads = options.word("heads", &HEADS)?.unwrap_or(ListHeads::Shared);
         let lists = Lists { per_batch: options.flag("perBatch")?, heads };
+        options.finish(SPARSE_NEEDS)?;
         let keys = match block_k {
             Some(block_k) => Keys::Blocks { block_q, block_k, lists },
             None => Keys::Indices { block_q, lists },
@@ -74,6 +87,11 @@ impl Choice {
             Self::List(list) => list.arrays(side.arrays()),
             Self::Pattern(source) => source.arrays(side.arrays()),
         }
+    }
+
+    /// Checks that the side arrays and the list are what the configuration refers to.
+    pub fn check(&self, attention: &Attention, side: &Side) -> Result<(), Error> {
+        MaskRows::new(&self.apply(attention.clone()), &self.arrays(side)).map(drop)
     }
 
     /// The share of the keys that is visited, on average over queries.
@@ -107,7 +125,9 @@ pub fn oracle(options: &Options) -> Result<Option<(f64, u32, u32)>, Error> {
     };
     let options = Options::new(&value, "sparse", &[SPARSE])?;
     let (block_q, block_k) = blocks(&options)?;
-    Ok(share(&options, "oracle")?.map(|density| (density, block_q, block_k.unwrap_or(64))))
+    let Some(density) = share(&options, "oracle")? else { return Ok(None) };
+    options.finish(SPARSE_NEEDS)?;
+    Ok(Some((density, block_q, block_k.unwrap_or(64))))
 }
 
 /// The blocks that hold most of the weights, found by computing all weights.
@@ -140,26 +160,45 @@ pub async fn best(
 #[wasm_bindgen]
 impl Context {
     /// The list of the blocks that hold most of the weights.
-    #[wasm_bindgen(unchecked_return_type = "KeyList")]
-    pub async fn oracle(
+    #[wasm_bindgen(unchecked_return_type = "Promise<KeyList>")]
+    pub fn oracle(
         &self,
         #[wasm_bindgen(unchecked_param_type = "OracleCall")] options: JsValue,
-    ) -> Result<JsValue, JsValue> {
-        self.alive()?;
-        let own = ["q", "k", "v", "density", "blockQ", "blockK"];
+    ) -> Promise {
         let read = || -> Result<_, Error> {
-            let options = Options::new(&options, "options", &[COMMON, ATTENTION, &own])?;
+            let own: &[&str] = &["q", "k", "v", "density", "blockQ", "blockK"];
+            let options = Options::new(&options, "options", &[COMMON, ATTENTION, own])?;
             let (attention, side) = config::attention(&options, natural(&options))?;
+            if attention.output != (Output::Attention { lse: false }) {
+                let expected =
+                    "none of lse, scores and blockSums for an oracle, which gives a list";
+                return Err(refuse("options", expected, "one of them"));
+            }
             let (block_q, block_k) = blocks(&options)?;
             let density = share(&options, "density")?.unwrap_or(0.1);
-            Ok((attention, side, (density, block_q, block_k.unwrap_or(64)), options))
+            let packed = config::packed(&options)?;
+            Choice::Dense.check(&attention, &side)?;
+            Ok((attention, side, (density, block_q, block_k.unwrap_or(64)), packed, options))
         };
-        let (attention, side, choice, options) = read().map_err(thrown)?;
-        let packed = config::packed(&options).map_err(thrown)?;
-        let tensors = Tensors::take(self, &options, (&attention, packed))?;
-        exported(&best(self, (&attention, &side), &tensors, choice).await?)
+        promise(|| {
+            self.alive()?;
+            let (attention, side, choice, packed, options) = read().map_err(thrown)?;
+            let context = self.clone();
+            let tensors = Tensors::take(self, &options, (&attention, packed))?;
+            options.finish(NEEDS_OF_ORACLE).map_err(thrown)?;
+            Ok(
+                async move { exported(&best(&context, (&attention, &side), &tensors, choice).await?) },
+            )
+        })
     }
 }
+
+/// What options need that an oracle does not use.
+const NEEDS_OF_ORACLE: &[(&str, &str)] = &[
+    NEEDS[0],
+    ("sparse", "a call of attention, not of an oracle"),
+    ("variant", "a call of attention, not of an oracle"),
+];
 
 /// A list as JavaScript sees it.
 fn exported(list: &KeyList) -> Result<JsValue, JsValue> {
@@ -182,19 +221,28 @@ fn exported(list: &KeyList) -> Result<JsValue, JsValue> {
 #[wasm_bindgen(unchecked_return_type = "Uint8Array")]
 pub fn pairs(
     #[wasm_bindgen(unchecked_param_type = "AttentionOptions")] options: JsValue,
-    head: Option<u32>,
-    batch: Option<u32>,
+    #[wasm_bindgen(unchecked_optional_param_type = "number")] head: JsValue,
+    #[wasm_bindgen(unchecked_optional_param_type = "number")] batch: JsValue,
 ) -> Result<Vec<u8>, JsValue> {
-    let (head, batch) = (head.unwrap_or(0), batch.unwrap_or(0));
     let read = || -> Result<_, Error> {
         let options = Options::new(&options, "options", &[COMMON, ATTENTION])?;
         let (attention, side) = config::attention(&options, None)?;
+        let place = |value: &JsValue, name: &str, count: u32| {
+            let place = argument(value, name, Some(0))?;
+            let expected = || refuse(name, format!("a number below {count}"), place.to_string());
+            (place < count).then_some(place).ok_or_else(expected)
+        };
+        let head = place(&head, "head", attention.shape.query_heads)?;
+        let batch = place(&batch, "batch", attention.shape.batch)?;
         let choice = Choice::read(&options, &attention, &side)?;
         let attention = choice.apply(attention);
         attention.validate()?;
+        // The options of a call, of which these say how it is computed.
+        ["variant", "layout"].iter().for_each(|name| drop(options.get(name)));
+        options.finish(NEEDS)?;
         let arrays = choice.arrays(&side);
         let shape = attention.shape;
-        let masks = wgpu_attention::MaskRows::new(&attention, &arrays)?;
+        let masks = MaskRows::new(&attention, &arrays)?;
         let lists = wgpu_attention::KeyRows::new(&attention, &arrays)?;
         let mut kept = Vec::new();
         for query in 0..shape.query_len {
