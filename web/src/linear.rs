@@ -80,7 +80,9 @@ impl Problem {
         let starts = options.counts("starts")?;
         linear.documents = starts.is_some();
         let carry = options.get("carry").is_some().then(|| options.flag("carry")).transpose()?;
-        linear.carry = match (carry, options.get("state")) {
+        // Of a plan, `state` says whether there will be one.
+        let state = options.get("state").filter(|state| state.as_bool() != Some(false));
+        linear.carry = match (carry, state) {
             (Some(false), Some(_)) => {
                 return Err(refuse("carry", "true, or nothing, with a state", "false"));
             }
@@ -251,8 +253,7 @@ impl Context {
     #[wasm_bindgen(js_name = planLinear, unchecked_return_type = "Promise<LinearPlan>")]
     pub fn plan_linear(
         &self,
-        #[wasm_bindgen(unchecked_param_type = "LinearOptions & { state?: true | Tensor }")]
-        options: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "LinearOptions & { state?: true }")] options: JsValue,
     ) -> Promise {
         let read = || -> Result<_, Error> {
             let options = Options::new(&options, "options", &[COMMON, LINEAR, &["state"]])?;

@@ -33,7 +33,7 @@ where
         let first = later.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         Ok((later, first))
     };
-    match caught(begin).flatten() {
+    match caught(begin).unwrap_or_else(Err) {
         Err(error) => Promise::reject(&error),
         Ok((_, Poll::Ready(Err(error)))) => Promise::reject(&error),
         Ok((_, Poll::Ready(Ok(value)))) => Promise::resolve(&value),

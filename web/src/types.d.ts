@@ -7,7 +7,10 @@ export type TypedArray = Float32Array | Uint16Array | (typeof globalThis extends
 /** Numbers on the host, rounded to the dtype where they are wider. */
 export type TensorData = TypedArray;
 
-/** A tensor: numbers on the host, or a `Buffer` of the same context. */
+/**
+ * A tensor: numbers on the host, or a `Buffer` on the device of the same context. Arrays are copied before the call
+ * returns. A `Buffer` is read when the kernel runs: do not write to it before the promise settles.
+ */
 export type Tensor = TensorData | Buffer;
 
 /** `[batch, heads, len, dim]`, or the sizes by name; what is left out is as for the queries. */
@@ -27,8 +30,8 @@ export type Shape =
 
 export interface ContextOptions {
   powerPreference?: "high-performance" | "low-power";
-  /** Features not to ask for: `"subgroups"`, `"shader-f16"`, `"timestamp-query"`. */
-  without?: string[];
+  /** Features not to ask for. */
+  without?: ("subgroups" | "subgroups-f16" | "shader-f16" | "timestamp-query")[];
   /** Plans for a CPU as for a GPU: without `attention.rows`, and with kernels that take seconds longer to compile. */
   asGpu?: boolean;
 }
@@ -61,6 +64,11 @@ export interface KeyList {
  */
 export type Sparse = string | { pattern: string; blockQ?: number; blockK?: number } | KeyList;
 
+/**
+ * An option that is unknown, or that has no effect beside the others, is an error: `keyLengths` needs `lengths` in the
+ * mask, `sigmoidBias` the sigmoid. Arrays `[batch | 1, heads | 1, …]` take their shape from their length; a length that
+ * fits one row a head and one row a batch entry alike is an error.
+ */
 export interface AttentionOptions extends Common {
   /** `"causal & (window(255,0) | sink(4))"`; words are joined by `&` and `|`. */
   mask?: string;
@@ -72,6 +80,7 @@ export interface AttentionOptions extends Common {
   sigmoidBias?: number;
   /** A bias per pair, `[batch | 1, heads | 1, len, keyLen]`. A plan takes note of its dtype and size. */
   bias?: Tensor;
+  /** At most one of `lse`, `scores` and `blockSums`. */
   lse?: boolean;
   /** Hands out the scores instead, f32 `[batch, heads, len, keyLen]`. */
   scores?: "scaled" | "modified" | "masked" | "probabilities";
@@ -116,22 +125,24 @@ export type AttentionCall<T extends Tensor = Tensor> = Omit<AttentionOptions, "b
     sparse?: Sparse | { oracle: number; blockQ?: number; blockK?: number };
   };
 
-export type OracleCall = Omit<AttentionOptions, "bias" | "sparse"> &
+export type OracleCall = Omit<AttentionOptions, "bias" | "sparse" | "lse" | "scores" | "blockSums" | "variant"> &
   Pick<AttentionTensors, "q" | "k" | "v" | "bias"> & { density?: number; blockQ?: number; blockK?: number };
 
+/** An option that is unknown, or that the rule does not use, is an error. */
 export interface LinearOptions extends Common {
   rule?: "decay" | "gated" | "delta" | "gated-delta";
-  /** Whether gates are `[batch, keyHeads, len, 1]` or `[…, headDim]`. */
+  /** Of the gated rules: whether gates are `[batch, keyHeads, len, 1]` or `[…, headDim]`. */
   gatePer?: "token" | "key-dim";
   featureMap?: "identity" | "silu" | "elu1" | "taylor2";
   /** The ε of the normaliser; none unless given. */
   normalize?: number;
-  /** Slopes ≥ 0 per key head: `λ = exp(−slope)`. */
+  /** Of the rule `"decay"`: slopes ≥ 0 per key head, `λ = exp(−slope)`. */
   decay?: Float32Array | number[];
   /** Starts of packed documents, and the last one's end. */
   starts?: Uint32Array | number[];
+  /** Tokens of a chunk; not with the variant `"recurrent"`. */
   chunk?: number;
-  /** Hands out the state at the end as well. */
+  /** Hands out the state at the end as well, as a `state` to begin with does. */
   carry?: boolean;
   variant?: "chunked" | "recurrent";
 }
@@ -140,11 +151,13 @@ export interface LinearTensors<T extends Tensor = Tensor> {
   q: T;
   k: T;
   v: T;
-  /** Logarithms of decay, at most 0. */
+  /** Of the gated rules: logarithms of decay, at most 0. Arrays are checked, a `Buffer` is not. */
   gate?: T;
+  /** Of the delta rules. */
   beta?: T;
-  /** The state to begin with, f32; a `Buffer` is updated in place. A plan for it is made with `state` given. */
+  /** The state to begin with, f32; a `Buffer` is updated in place. A plan for it is made with `state: true`. */
   state?: T;
+  /** Beside `state`, where there is `normalize`. */
   normalizer?: T;
   out?: Buffer;
 }
