@@ -244,10 +244,12 @@ fn key(context: &Context, attention: &Attention) -> String {
         output,
         access: _,
         f16_products,
+        f32_weights,
     } = &alike;
     let products = if *f16_products { " f16 products" } else { "" };
+    let weights = if *f32_weights { " f32 weights" } else { "" };
     let text = format!(
-        "{}\t{}{dtype}{products} b{batch} h{query_heads}/{key_heads}/{value_heads} n{query_len}/{key_len} \
+        "{}\t{}{dtype}{products}{weights} b{batch} h{query_heads}/{key_heads}/{value_heads} n{query_len}/{key_len} \
          d{head_dim}/{value_dim} {:?} mask {mask} {keys:?} {positions:?} {activation:?} {output:?} {score:?}",
         context.caps().adapter.replace(['\t', '\n'], " "),
         if context.has_checked_shaders() { "checked " } else { "" },

@@ -335,6 +335,8 @@ fn rows_lack(caps: &Caps, attention: &Attention) -> Option<&'static str> {
 fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
     if let Some(reason) = caps.lacks_matrices() {
         Some(reason)
+    } else if attention.f32_weights {
+        Some("it rounds weights to f16, and they must keep the precision of f32")
     } else if attention.dtype != DType::F16 && !attention.f16_products {
         Some("it multiplies in f16, which tensors of other types must be asked for")
     } else if attention.alignment() == Alignment::Any {

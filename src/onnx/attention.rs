@@ -32,6 +32,10 @@ pub struct AttentionAttributes {
     /// Whether the node has the outputs `present_key` and `present_value`; those with past keys
     /// always have them.
     pub has_present: bool,
+    /// Not an attribute of ONNX: whether weights may be rounded to f16, as matrix units want them. That is
+    /// much faster for f16 tensors and may exceed the tolerance of ONNX's own tests (1e-3) a little, where
+    /// values cancel. See [`Attention::with_f32_weights`].
+    pub f16_weights: bool,
 }
 
 /// The inputs of a node.
@@ -213,6 +217,7 @@ impl Call<'_> {
     /// Attention before mask and bias, over all keys.
     fn plain(&self) -> Attention {
         let mut attention = Attention::new(self.shape(), self.query.dtype);
+        attention.f32_weights = !self.attributes.f16_weights;
         attention.score.scale = self.attributes.scale;
         attention.score.softcap = Some(self.attributes.softcap).filter(|&cap| cap != 0.0);
         attention

@@ -242,14 +242,21 @@ impl Case {
         Ok(call.results(context))
     }
 
-    /// Runs every variant that supports the case and compares it with the reference; says which
-    /// ran.
-    pub fn check(&self, context: &Context) -> Vec<Variant> {
+    /// Runs every variant that supports the case and compares some of its rows with the reference; says
+    /// which ran.
+    pub fn check_rows(&self, context: &Context, rows: usize) -> Vec<Variant> {
         let variants = variants(context, &self.attention);
         for &variant in &variants {
             let results = self.run(context, variant).expect("a supported variant runs");
-            self.judge(&results, variant.label());
+            self.judge_rows(&results, variant.label(), rows);
         }
+        variants
+    }
+
+    /// Runs every variant that supports the case and compares it with the reference; says which
+    /// ran.
+    pub fn check(&self, context: &Context) -> Vec<Variant> {
+        let variants = self.check_rows(context, usize::MAX);
         let emulating = emulating(context);
         let supports =
             |context: &&Context| Variant::Coop.supports(context.caps(), &self.attention).is_ok();
@@ -262,9 +269,14 @@ impl Case {
 
     /// Compares results with the reference.
     pub fn judge(&self, results: &Results, label: &str) {
+        self.judge_rows(results, label, usize::MAX);
+    }
+
+    /// Compares some rows of results with the reference.
+    pub fn judge_rows(&self, results: &Results, label: &str, rows: usize) {
         let host = self.host();
         let reference = Reference::new(&self.attention, &host).expect("a valid case");
-        let rows = reference.sample(usize::MAX);
+        let rows = reference.sample(rows);
         let name =
             || format!("{label}/{} {:?} {:?}", self.attention.dtype, self.layout, self.attention);
         if let Output::Scores(stage) = self.attention.output {
