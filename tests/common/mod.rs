@@ -9,7 +9,8 @@ pub mod merge;
 pub mod rope;
 pub mod scatter;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -24,17 +25,26 @@ pub use attention::{
 /// Turns a missing adapter from a loud skip into a failure.
 pub const REQUIRE_ADAPTER: &str = "WGPU_ATTENTION_REQUIRE_ADAPTER";
 
-/// Where tests leave what other steps read; what is no test, a fuzz target, leaves nothing.
-const RECORDS: &str = match option_env!("CARGO_TARGET_TMPDIR") {
-    Some(folder) => folder,
-    None => "",
-};
+/// Names the folder of [`records`] on a machine without the sources.
+const RECORDS: &str = "WGPU_ATTENTION_TEST_RECORDS";
+
+/// The folder where tests leave what other steps read. A fuzz target is no test and leaves nothing.
+fn records() -> PathBuf {
+    let built = option_env!("CARGO_TARGET_TMPDIR").unwrap_or_default();
+    std::env::var_os(RECORDS).map_or_else(|| built.into(), PathBuf::from)
+}
 
 /// The path of a file of `tests/data`, which lies elsewhere on a machine without the sources.
 pub fn data(name: &str) -> String {
     let folder = std::env::var("WGPU_ATTENTION_TEST_DATA")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data").into());
     format!("{folder}/{name}")
+}
+
+/// The folder of the fuzz corpus, which lies elsewhere on a machine without the sources.
+pub fn corpus() -> PathBuf {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
+    std::env::var_os("WGPU_ATTENTION_FUZZ_CORPUS").map_or_else(|| built.into(), PathBuf::from)
 }
 
 /// A buffer of zeros for an f32 tensor.
@@ -70,6 +80,7 @@ pub fn context() -> Option<&'static Context> {
     let context = CONTEXT.get_or_init(|| match pollster::block_on(Context::request()) {
         Ok(context) => {
             eprintln!("testing on {}", context.caps().adapter);
+            note_device(context.caps());
             Some(as_asked(context))
         }
         Err(error) => {
@@ -127,20 +138,53 @@ pub fn add_matrices(caps: &mut Caps) {
     }];
 }
 
-/// Notes how many cases of a suite passed on this driver, for `cargo xtask conformance`.
-pub fn conformance(context: &Context, suite: &str, passed: usize, total: usize) {
-    let adapter = &context.caps().adapter;
+/// The short name of a driver or GPU in the records.
+fn driver(adapter: &str) -> &str {
     let known = [("llvmpipe", "lavapipe"), ("SwiftShader", "SwiftShader")];
     let driver = known.into_iter().find(|(mark, _)| adapter.contains(mark));
-    let driver = driver.map_or(adapter.split(" (").next().unwrap_or(adapter), |(_, name)| name);
+    driver.map_or(adapter.split(" (").next().unwrap_or(adapter), |(_, name)| name)
+}
+
+/// Notes the device that the tests ran on, for the summary of `run.sh`, which alone names the folder.
+fn note_device(caps: &Caps) {
+    let Some(folder) = std::env::var_os(RECORDS).map(PathBuf::from) else { return };
+    let name = driver(&caps.adapter);
+    let matrices = if caps.matrices.is_empty() { "no" } else { "yes" };
+    let lines = format!("device\t{name}\nadapter\t{}\nmatrix_units\t{matrices}\n", caps.adapter);
+    // Test binaries run side by side and all write the same text.
+    std::fs::create_dir_all(&folder).expect("the folder of the records");
+    std::fs::write(folder.join("device.tsv"), lines).expect("the file of the device");
+}
+
+/// Notes how many cases of a suite passed on this driver, for `cargo xtask conformance`.
+pub fn conformance(context: &Context, suite: &str, passed: usize, total: usize) {
+    let driver = driver(&context.caps().adapter);
     let line = format!("{suite}\t{driver}\t{passed}\t{total}\n");
-    let folder = Path::new(RECORDS).join("conformance");
+    let folder = records().join("conformance");
     let file = folder.join(format!("{suite} on {driver}.tsv"));
     // On a machine that has only the test's binary there is nothing to keep the record for.
     match std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(file, &line)) {
         Ok(()) => eprint!("{line}"),
         Err(error) => eprintln!("{} (not recorded: {error})", line.trim_end()),
     }
+}
+
+/// Compares the files below `shaders/<folder>/` that kernels on matrix units consist of with the list by which
+/// `cargo xtask ci` finds out whether they have changed since a GPU tested them. The list may not lack a file
+/// of another folder either.
+pub fn check_matrix_files<'a>(folder: &str, sources: impl Iterator<Item = &'a Source>) {
+    let listed: BTreeSet<&str> =
+        include_str!("../../xtask/src/matrix_shaders.txt").lines().collect();
+    let found: BTreeSet<&str> = sources.flat_map(Source::files).collect();
+    let wrong: Vec<&str> = listed
+        .symmetric_difference(&found)
+        .copied()
+        .filter(|file| file.starts_with(folder) || !listed.contains(file))
+        .collect();
+    assert!(
+        !found.is_empty() && wrong.is_empty(),
+        "xtask/src/matrix_shaders.txt has or lacks wrongly: {wrong:?}"
+    );
 }
 
 /// Leaves distinct shaders where the tests of the web package find them: a browser's compiler knows rules that
@@ -151,7 +195,7 @@ pub fn write_web_shaders<'a>(family: &str, sources: impl Iterator<Item = &'a Sou
         .filter(|source| seen.insert(source.wgsl()))
         .map(|source| serde_json::json!({ "label": source.label(), "wgsl": source.wgsl() }))
         .collect();
-    let folder = Path::new(RECORDS).join("web");
+    let folder = records().join("web");
     let file = folder.join(format!("{family}.json"));
     std::fs::create_dir_all(&folder).expect("the target folder is ours");
     std::fs::write(&file, serde_json::Value::from(shaders).to_string()).expect("as is the file");

@@ -119,13 +119,13 @@ fn spoil(u: &mut Unstructured<'_>, arrays: &mut [&mut [u32]]) -> Result<bool> {
 /// What runs of the fuzzer have found worth keeping.
 #[test]
 fn the_corpus_is_right_or_refused() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/calls");
-    let mut files: Vec<_> = std::fs::read_dir(folder)
+    let folder = common::corpus().join("calls");
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
         .expect("the corpus")
         .map(|file| file.expect("a file").path())
         .collect();
     files.sort();
-    assert!(files.len() > 10, "only {} files in {folder}", files.len());
+    assert!(files.len() > 10, "only {} files in {}", files.len(), folder.display());
     for file in files {
         // The last name before a panic is the culprit's.
         eprintln!("{}", file.file_name().unwrap_or_default().to_string_lossy());
