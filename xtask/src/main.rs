@@ -7,11 +7,13 @@
 //! xtask itself writes to stderr alone, so that `bench -- --json` can be piped.
 
 mod bundle;
+mod changed;
 mod conformance;
 mod dependencies;
 mod found;
 mod fuzz;
 mod packages;
+mod record;
 mod setup;
 mod steps;
 mod wasm;
@@ -55,8 +57,8 @@ enum Task {
     /// Make one archive with the program, the tests that use a device, and a script that runs them on
     /// a machine without Rust.
     GpuBundle {
-        /// Where the archive goes [default: gpu-bundle.tar.gz in cargo's target folder].
-        #[arg(long, value_name = "FILE.tar.gz")]
+        /// Where the archive goes [default: gpu-bundle.tar.xz in cargo's target folder].
+        #[arg(long, value_name = "FILE.tar.xz")]
         output: Option<PathBuf>,
     },
     /// Install what is missing, then run the suites that others have written and write
