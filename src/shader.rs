@@ -205,6 +205,14 @@ impl Source {
         &self.wgsl
     }
 
+    /// The files below `shaders/` that the text consists of, in its order.
+    pub fn files(&self) -> Vec<&'static str> {
+        let mut files: Vec<&'static str> =
+            self.origins.iter().filter_map(|&(name, _)| name).collect();
+        files.dedup();
+        files
+    }
+
     /// A compiler's message with its place mapped back to a file of `shaders/`.
     pub(crate) fn compile_error(&self, message: &str) -> Error {
         let origin = position(message).and_then(|line| self.origins.get(line.checked_sub(1)?));

@@ -149,6 +149,14 @@ fn every_shader_compiles_for_every_platform_and_fits_its_device() {
 }
 
 #[test]
+fn files_of_kernels_on_matrix_units_are_listed() {
+    let sources = sources();
+    let natives = sources.iter().map(|(_, native, _)| native);
+    let of_matrices = natives.filter(|source| source.label().starts_with("linear.coop"));
+    common::check_matrix_files("linear/", of_matrices);
+}
+
+#[test]
 fn web_shaders_are_left_for_the_browser() {
     let sources = sources();
     common::write_web_shaders("linear", sources.iter().filter_map(|(_, _, web)| web.as_ref()));

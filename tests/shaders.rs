@@ -305,6 +305,13 @@ fn marked_loops_are_written_out_but_for_software() {
 /// Browsers want `enable subgroups;` before anything else, exactly where subgroups are used; naga
 /// refuses it. Nothing else differs.
 #[test]
+fn files_of_kernels_on_matrix_units_are_listed() {
+    let sources = composed().iter().flat_map(|kernel| &kernel.native);
+    let coop = sources.filter(|source| source.label() == Variant::Coop.label());
+    common::check_matrix_files("attention/", coop);
+}
+
+#[test]
 fn only_headers_differ_between_native_and_web() {
     for kernel in composed().iter().filter(|kernel| kernel.variant != Variant::Coop) {
         assert_eq!(kernel.native.len(), kernel.web.len());
