@@ -9,7 +9,6 @@ use std::process::Command;
 
 use crate::Stop;
 use crate::record::{self, FOLDER, Record};
-use crate::steps::cannot_run;
 
 /// The files below `shaders/` that kernels on matrix units consist of, a line each. Tests of the library
 /// (`tests/shaders.rs`, `tests/linear_shaders.rs`) hold the list against the kernels.
@@ -38,7 +37,7 @@ pub fn warning(root: &Path) -> Result<Option<String>, Stop> {
              then its run.sh on the GPU, and keep the summary there"
         )));
     };
-    Ok(since(root, newest, &paths())?.map(|reason| {
+    Ok(since(root, newest, &paths()).map(|reason| {
         format!(
             "{reason}\nrun `cargo xtask gpu-bundle`, then its run.sh on the GPU, and keep the summary \
              in {FOLDER}"
@@ -47,19 +46,19 @@ pub fn warning(root: &Path) -> Result<Option<String>, Stop> {
 }
 
 /// What has changed at `paths` since the commit of a record, in words.
-fn since(root: &Path, record: &Record, paths: &[String]) -> Result<Option<String>, Stop> {
+fn since(root: &Path, record: &Record, paths: &[String]) -> Option<String> {
     let tested = format!("{} was tested on {}", record.device, record.day());
     let commit = &record.commit;
     let unknown = |reason: &str| {
-        Ok(Some(format!(
+        Some(format!(
             "{tested} at {}; what has changed since is not known: {reason}",
             record.commit_text()
-        )))
+        ))
     };
-    let Some(shallow) = git(root, &["rev-parse", "--is-shallow-repository"])? else {
-        return unknown("this folder is no git repository");
+    let Some(shallow) = git(root, &["rev-parse", "--is-shallow-repository"]) else {
+        return unknown("this folder is no git repository, or git does not run");
     };
-    if git(root, &["cat-file", "-e", &format!("{commit}^{{commit}}")])?.is_none() {
+    if git(root, &["cat-file", "-e", &format!("{commit}^{{commit}}")]).is_none() {
         return unknown(match shallow.trim() {
             "true" => "this is a shallow clone without that commit",
             _ => "this repository has no such commit",
@@ -67,38 +66,38 @@ fn since(root: &Path, record: &Record, paths: &[String]) -> Result<Option<String
     }
     let mut arguments = vec!["diff", "--name-only", "--no-renames", commit, "--"];
     arguments.extend(paths.iter().map(String::as_str));
-    let Some(listed) = git(root, &arguments)? else { return unknown("`git diff` failed") };
+    let Some(listed) = git(root, &arguments) else { return unknown("`git diff` failed") };
     let files: Vec<&str> = listed.lines().collect();
     if files.is_empty() {
         if record.changed {
-            return Ok(Some(format!("{tested} with changes that no commit holds")));
+            return Some(format!("{tested} with changes that no commit holds"));
         }
-        return Ok(None);
+        return None;
     }
     let mut named = files[..files.len().min(NAMED)].join(", ");
     if files.len() > NAMED {
         named.push_str(&format!(" and {} more", files.len() - NAMED));
     }
-    Ok(Some(format!(
+    Some(format!(
         "{tested} at {}; since then these parts of kernels on matrix units have changed: {named}",
         record.commit_text()
-    )))
+    ))
 }
 
-/// What git prints, or `None` if it fails.
-fn git(root: &Path, arguments: &[&str]) -> Result<Option<String>, Stop> {
+/// What git prints, or `None` if it fails or is not there.
+fn git(root: &Path, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("git");
     command.args(["-c", "core.quotePath=off"]).args(arguments).current_dir(root);
-    let output = command.output().map_err(|error| cannot_run(&command, &error))?;
-    Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
+    let output = command.output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The commit that is checked out, or `unknown`, and whether there are changes that it does not hold.
-pub fn commit(root: &Path) -> Result<(String, bool), Stop> {
-    let commit = git(root, &["rev-parse", "HEAD"])?;
-    let changes = git(root, &["status", "--porcelain"])?;
+pub fn commit(root: &Path) -> (String, bool) {
+    let commit = git(root, &["rev-parse", "HEAD"]);
+    let changes = git(root, &["status", "--porcelain"]);
     let hash = commit.map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned());
-    Ok((hash, changes.is_none_or(|text| !text.trim().is_empty())))
+    (hash, changes.is_none_or(|text| !text.trim().is_empty()))
 }
 
 #[cfg(test)]
@@ -119,13 +118,12 @@ mod tests {
         }
         let run = |arguments: &[&str]| {
             let who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgSign=false"];
-            let done = git(root.path(), &[&who[..], arguments].concat()).expect("git runs");
-            done.expect("git succeeds")
+            git(root.path(), &[&who[..], arguments].concat()).expect("git succeeds")
         };
         run(&["init", "--quiet"]);
         run(&["add", "."]);
         run(&["commit", "--quiet", "--message", "first"]);
-        let (commit, changed) = commit(root.path()).expect("git runs");
+        let (commit, changed) = commit(root.path());
         let record = Record { commit, changed, ..record::tests::sample() };
         (root, record)
     }
@@ -133,7 +131,7 @@ mod tests {
     #[test]
     fn changed_parts_are_named_and_others_are_not() {
         let (root, record) = repository();
-        let said = || since(root.path(), &record, &paths()).expect("git runs");
+        let said = || since(root.path(), &record, &paths());
         assert_eq!(said(), None);
         fs::write(root.path().join("shaders/attention/rows.wgsl"), "second").expect("written");
         assert_eq!(said(), None, "no part of a kernel on matrix units");
@@ -142,7 +140,7 @@ mod tests {
         let text = said().expect("a warning");
         assert!(text.starts_with("NVIDIA H200 was tested on 2026-12-01 at "), "{text}");
         assert!(text.ends_with("changed: shaders/attention/coop.wgsl, src/linear/a.rs"), "{text}");
-        let (_, changed) = commit(root.path()).expect("git runs");
+        let (_, changed) = commit(root.path());
         assert!(changed && !record.changed);
     }
 
@@ -150,7 +148,7 @@ mod tests {
     fn a_tree_that_no_commit_holds_is_said() {
         let (root, record) = repository();
         let record = Record { changed: true, ..record };
-        let text = since(root.path(), &record, &paths()).expect("git runs").expect("a warning");
+        let text = since(root.path(), &record, &paths()).expect("a warning");
         assert!(text.contains("changes that no commit holds"), "{text}");
     }
 
@@ -158,7 +156,7 @@ mod tests {
     fn unknown_commits_and_shallow_clones_are_said() {
         let (root, record) = repository();
         let absent = Record { commit: "0".repeat(40), ..record.clone() };
-        let said = |root: &Path, record| since(root, record, &paths()).expect("git runs");
+        let said = |root: &Path, record| since(root, record, &paths());
         let text = said(root.path(), &absent).expect("a warning");
         assert!(text.ends_with("this repository has no such commit"), "{text}");
         let unknown = Record { commit: "unknown".into(), ..record.clone() };
@@ -170,7 +168,6 @@ mod tests {
         let source = format!("file://{}", root.path().display());
         let target = shallow.display().to_string();
         git(folder.path(), &["clone", "--quiet", "--depth", "1", &source, &target])
-            .expect("git runs")
             .expect("cloned");
         let text = said(&shallow, &absent).expect("a warning");
         assert!(text.ends_with("this is a shallow clone without that commit"), "{text}");
@@ -178,7 +175,7 @@ mod tests {
 
         let bare = tempfile::tempdir().expect("a folder");
         let text = said(bare.path(), &record).expect("a warning");
-        assert!(text.ends_with("no git repository"), "{text}");
+        assert!(text.ends_with("no git repository, or git does not run"), "{text}");
     }
 
     #[test]

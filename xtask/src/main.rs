@@ -13,6 +13,7 @@ mod dependencies;
 mod found;
 mod fuzz;
 mod packages;
+mod platforms;
 mod record;
 mod setup;
 mod steps;
@@ -62,7 +63,7 @@ enum Task {
         output: Option<PathBuf>,
     },
     /// Install what is missing, then run the suites that others have written and write
-    /// CONFORMANCE.md.
+    /// CONFORMANCE.md and the table of README.md.
     Conformance {
         #[command(flatten)]
         options: Options,
@@ -72,6 +73,9 @@ enum Task {
         /// Run on CPUs, too, what takes half an hour there.
         #[arg(long)]
         all: bool,
+        /// Run nothing: write what the newest records of GPUs say.
+        #[arg(long, conflicts_with_all = ["driver", "all"])]
+        gpus: bool,
     },
     /// Install what is missing, then draw texts, files and calls from bytes and see that nothing breaks.
     Fuzz {
@@ -112,7 +116,10 @@ fn main() -> ExitCode {
         Task::Test { options, driver, ways, args } => test(&options, driver, &ways, &args),
         Task::Bench { options, args } => bench(&options, &args),
         Task::GpuBundle { output } => gpu_bundle(output),
-        Task::Conformance { options, driver, all } => write_conformance(&options, driver, all),
+        Task::Conformance { gpus: true, .. } => {
+            conformance::write(false).map(|()| ExitCode::SUCCESS)
+        }
+        Task::Conformance { options, driver, all, .. } => write_conformance(&options, driver, all),
         Task::Fuzz { options, driver, seconds } => {
             timed(|steps| fuzz::run(steps, &options, driver, seconds))
         }
@@ -213,7 +220,7 @@ fn write_conformance(
         let _ = steps.run(&format!("suites on {}", run.driver.name()), &mut command);
     }
     steps.summarise();
-    conformance::write()?;
+    conformance::write(true)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -253,6 +260,10 @@ fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
     steps.run("format", &mut cargo("fmt --all --check"))?;
     steps.time("package contents", || check_package(Path::new(env!("CARGO_MANIFEST_DIR"))))?;
     steps.run("tests of xtask", &mut cargo("test --package xtask"))?;
+    steps.time("records of GPUs", conformance::check_gpus)?;
+    if let Some(warning) = changed::warning(Path::new("."))? {
+        steps.warn(warning);
+    }
     steps.time("dependencies", dependencies::check)?;
     let runs = steps
         .time("set-up", || setup::ready(options, &setup::wanted(&options.found(), None, true)))?;

@@ -18,6 +18,7 @@ pub fn cargo(words: &str) -> Command {
 #[derive(Default)]
 pub struct Steps {
     done: Vec<(String, Duration, bool)>,
+    warnings: Vec<String>,
 }
 
 impl Steps {
@@ -74,14 +75,28 @@ impl Steps {
         })
     }
 
-    /// Prints each step's seconds.
+    /// Notes what is no failure, for the end, where it is seen.
+    pub fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    /// Prints each step's seconds, and then the warnings.
     pub fn summarise(&self) {
+        eprint!("{}", self.summary());
+    }
+
+    fn summary(&self) -> String {
         let width = self.done.iter().map(|(name, ..)| name.len()).max().unwrap_or_default();
-        eprintln!("==> summary");
+        let mut text = "==> summary\n".to_owned();
         for (name, time, passed) in &self.done {
             let verdict = if *passed { "ok" } else { "FAILED" };
-            eprintln!("{name:width$}  {:7.1} s  {verdict}", time.as_secs_f64());
+            let seconds = time.as_secs_f64();
+            text.push_str(&format!("{name:width$}  {seconds:7.1} s  {verdict}\n"));
         }
+        for warning in &self.warnings {
+            text.push_str(&format!("WARNING: {}\n", warning.replace('\n', "\n         ")));
+        }
+        text
     }
 }
 
@@ -142,6 +157,18 @@ mod tests {
             steps.done.iter().map(|(name, _, passed)| (&name[..], *passed)).collect();
         assert_eq!(done, [("a", true), ("b", false), ("c", true)]);
         steps.run_together(Vec::new()).expect("nothing to do");
+    }
+
+    #[test]
+    fn warnings_come_last_and_fail_nothing() {
+        let mut steps = Steps::default();
+        steps.warn("first line\nsecond".into());
+        steps.time("one", || Ok(())).expect("well");
+        let summary = steps.summary();
+        let [head, one, rest @ ..] = &summary.lines().collect::<Vec<_>>()[..] else { panic!() };
+        assert_eq!(*head, "==> summary");
+        assert!(one.starts_with("one ") && one.ends_with(" s  ok"), "{one}");
+        assert_eq!(rest, ["WARNING: first line", "         second"]);
     }
 
     #[test]
