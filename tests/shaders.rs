@@ -465,3 +465,13 @@ fn no_kernel_reduces_integers_over_a_subgroup() {
     }
     assert!(files > 40, "{files} shaders");
 }
+
+#[test]
+fn weights_in_f32_leave_out_matrix_units() {
+    let [.., (_, large)] = devices();
+    let attention = Attention::new(Shape::new(1, 1, 100, 64), DType::F16);
+    assert_eq!(Variant::Coop.supports(&large, &attention), Ok(()));
+    let refusal = Variant::Coop.supports(&large, &attention.with_f32_weights());
+    let reason = refusal.expect_err("it rounds weights").reason;
+    assert_eq!(reason, "it rounds weights to f16, and they must keep the precision of f32");
+}
