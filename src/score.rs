@@ -2,7 +2,9 @@
 
 use crate::{DType, Error};
 
-/// What a pair scores: `scale · q·k`, then softcap, then ALiBi and the biases added.
+/// What a pair scores: `scale · q·k`, then softcap, then ALiBi and the biases added. A kept pair that
+/// then scores −5e29 or less counts as
+/// [`LEAST_LOGIT`](crate::attention::tolerance::LEAST_LOGIT).
 ///
 /// The arrays behind `alibi`, `key_bias`, `bias` and `sinks` are given when a plan is bound, in
 /// [`Inputs`](crate::Inputs).
@@ -21,7 +23,8 @@ pub struct Score {
     /// −5e29, such as the least of f32.
     pub bias: Option<(DType, Broadcast)>,
     /// Lets a logit per query head join the sum that weights are divided by, as a key would that
-    /// has no value: the weights of a row then add up to less than 1 (softmax only).
+    /// has no value: the weights of a row then add up to less than 1 (softmax only). One of −5e29 or
+    /// less is none.
     pub sinks: bool,
 }
 

@@ -21,7 +21,9 @@ fn finish_row(row: ptr<function, Row>, here: Place, all: f32, poisoned: bool) ->
             total = total * lowered + exp2(sink - maximum);
         }
         factor = select(0.0, lowered / total, total > 0.0);
-        logarithm = select(MASKED, LN_2 * maximum + log(max(total, 1e-38)), total > 0.0);
+        // Rounding must not make a row with keys look like one without.
+        let sum = max(LN_2 * maximum + log(max(total, 1e-38)), LEAST_LOGIT);
+        logarithm = select(MASKED, sum, total > 0.0);
     }
     return Finish(
         select(factor, not_a_number(), poisoned),

@@ -58,8 +58,8 @@ fn judge(row: ptr<function, Row>, here: Place, local_row: u32, lane: u32, first:
 }
 
 // Turns a lane's part of a row of scores (in units of log2) into weights. The factor is what the
-// row's output so far must be multiplied by.
-fn weigh(row: ptr<function, Row>, local_row: u32, lane: u32, full: bool) -> f32 {
+// row's output so far must be multiplied by. Scores that were not judged may be below LEAST_SCORE.
+fn weigh(row: ptr<function, Row>, local_row: u32, lane: u32, judged: bool) -> f32 {
     var largest = vec4((*row).maximum);
     var magnitude = vec4(0u);
     for (var vector = lane; vector < KEY_VECS; vector += LANES) {
@@ -70,28 +70,31 @@ fn weigh(row: ptr<function, Row>, local_row: u32, lane: u32, full: bool) -> f32 
     // A kept score that is no finite number spoils its row, and only its row.
     let worst = max(max(magnitude.x, magnitude.y), max(magnitude.z, magnitude.w));
     (*row).poisoned = (*row).poisoned || worst >= 0x7f800000u;
-
     var maximum = 0.0;
     var factor = 1.0;
     if (SOFTMAX) {
+        largest.x = max(largest.x, select(LEAST_SCORE, MASKED, judged));
         maximum = row_max(max(max(largest.x, largest.y), max(largest.z, largest.w)));
         factor = exp2((*row).maximum - maximum);
         (*row).maximum = maximum;
     }
     var total = vec4(0.0);
-    for (var vector = lane; vector < KEY_VECS; vector += LANES) {
-        let at = weight_at(local_row, vector);
-        let scores = weight_tile[at];
-        var weights: vec4<f32>;
-        if (SOFTMAX) {
-            weights = exp2(scores - maximum);
-        } else {
-            // exp2(-x) stays finite, and the sigmoid of -100 is nothing beside any other weight.
-            weights = 1.0 / (1.0 + exp2(min(-(scores + params.sigmoid_bias), vec4(100.0))));
+    if (judged) {
+        for (var vector = lane; vector < KEY_VECS; vector += LANES) {
+            let at = weight_at(local_row, vector);
+            let scores = weight_tile[at];
+            let weights = weights_of(scores, maximum);
+            let masked = scores <= vec4(EMPTY);
+            total += select(weights, vec4(0.0), masked);
+            weight_tile[at] = select(weights, vec4(-1.0), masked);
         }
-        let masked = scores <= vec4(EMPTY);
-        total += select(weights, vec4(0.0), masked);
-        weight_tile[at] = select(weights, vec4(-1.0), masked);
+    } else {
+        for (var vector = lane; vector < KEY_VECS; vector += LANES) {
+            let at = weight_at(local_row, vector);
+            let weights = weights_of(max(weight_tile[at], vec4(LEAST_SCORE)), maximum);
+            total += weights;
+            weight_tile[at] = weights;
+        }
     }
     (*row).total = (*row).total * factor + (total.x + total.y + total.z + total.w);
     return factor;
@@ -150,7 +153,6 @@ fn attend(group: u32, thread: u32) {
     var row = start_row(here.batch, select(params.query_len, first_query + owned_row, owns));
     var walk = plan_walk(thread, &row);
     open_keys(&walk, here, first_query);
-
     var acc: Outputs;
     var next: Next;
     fetch_query(&next, thread, here, first_query, 0u);
@@ -219,19 +221,17 @@ fn attend(group: u32, thread: u32) {
                 }
             }
             workgroupBarrier();
-
             put_value(&next, thread);
             if (owns) {
                 if (MODIFIED || !full) {
                     judge(&row, here, owned_row, lane, first, end, full);
                 }
-                let factor = weigh(&row, owned_row, lane, full);
+                let factor = weigh(&row, owned_row, lane, MODIFIED || !full);
                 if (lane == 0u) {
                     row_factor[owned_row] = factor;
                 }
             }
             workgroupBarrier();
-
             if (SOFTMAX) {
                 // unroll
                 for (var r = 0u; r < ROWS; r++) {

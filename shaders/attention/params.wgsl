@@ -85,9 +85,14 @@ struct Params {
 const ABSENT: u32 = 0xffffffffu;
 const LOG2_E: f32 = 1.4426950408889634;
 const LN_2: f32 = 0.6931471805599453;
-// Stands for −∞, which WGSL cannot write; anything at or below EMPTY means "nothing".
+// Stands for −∞, which WGSL cannot write: a masked score, the LSE of a row without keys.
 const MASKED: f32 = -1e30;
-const EMPTY: f32 = -5e29;
+// The least number that does not mean −∞ in a buffer, where −5e29 and less do: a lower logit of a pair
+// that is kept counts as this one, so that no logit is taken for a mask.
+const LEAST_LOGIT: f32 = -0x1.93e592p+98;
+const LEAST_SCORE: f32 = LOG2_E * LEAST_LOGIT; // in units of log2
+// Between MASKED and both of the least: a score at or below it is a masked one, in either unit.
+const EMPTY: f32 = -8e29;
 
 // The head and batch entry that a workgroup or invocation works on.
 struct Place {

@@ -48,8 +48,8 @@ fn judge(rows: ptr<function, Rows>, count: u32, scores: ptr<function, Scores>, h
 }
 
 // Turns scores (in units of log2) into weights, −1 for a masked pair, and rescales the outputs of
-// the rows whose maximum has grown.
-fn weigh(states: ptr<function, States>, scores: ptr<function, Scores>, acc: ptr<function, Outs>) {
+// the rows whose maximum has grown. Scores count as `least` at least.
+fn weigh(states: ptr<function, States>, scores: ptr<function, Scores>, acc: ptr<function, Outs>, least: f32) {
     if (SOFTMAX) {
         var maxima: array<f32, ROWS>;
         var grown = false;
@@ -60,7 +60,7 @@ fn weigh(states: ptr<function, States>, scores: ptr<function, Scores>, acc: ptr<
             for (var four = 1u; four < FOURS; four++) {
                 largest = max(largest, (*scores)[r * FOURS + four]);
             }
-            let maximum = max(max(largest.x, largest.y), max(largest.z, largest.w));
+            let maximum = max(max(max(largest.x, largest.y), max(largest.z, largest.w)), least);
             let grows = maximum > (*states)[r].maximum + SLACK;
             maxima[r] = select((*states)[r].maximum, maximum, grows);
             grown = grown || grows;
@@ -86,17 +86,12 @@ fn weigh(states: ptr<function, States>, scores: ptr<function, Scores>, acc: ptr<
     for (var r = 0u; r < ROWS; r++) {
         // unroll
         for (var four = 0u; four < FOURS; four++) {
-            let score = (*scores)[r * FOURS + four];
+            let given = (*scores)[r * FOURS + four];
             // A kept score that is no finite number spoils its row, and only its row.
-            let bits = bitcast<vec4<u32>>(score) & vec4(0x7fffffffu);
+            let bits = bitcast<vec4<u32>>(given) & vec4(0x7fffffffu);
             (*states)[r].magnitude = max((*states)[r].magnitude, max(max(bits.x, bits.y), max(bits.z, bits.w)));
-            var weights: vec4<f32>;
-            if (SOFTMAX) {
-                weights = exp2(score - (*states)[r].maximum);
-            } else {
-                // As in forward.wgsl.
-                weights = 1.0 / (1.0 + exp2(min(-(score + params.sigmoid_bias), vec4(100.0))));
-            }
+            let score = max(given, vec4(least));
+            var weights = weights_of(score, (*states)[r].maximum);
             let masked = score <= vec4(EMPTY);
             weights = select(weights, vec4(0.0), masked);
             (*states)[r].total += weights.x + weights.y + weights.z + weights.w;
@@ -183,10 +178,11 @@ fn attend(group: u32, thread: u32) {
                     }
                 }
             }
-            if (MODIFIED || !full) {
+            let judged = MODIFIED || !full;
+            if (judged) {
                 judge(&rows, count, &scores, here, first, range.end, full);
             }
-            weigh(&states, &scores, &acc);
+            weigh(&states, &scores, &acc, select(LEAST_SCORE, MASKED, judged));
 
             if (full) {
                 for (var vector = 0u; vector < value_vecs; vector++) {

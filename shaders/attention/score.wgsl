@@ -1,6 +1,6 @@
 // The score modifiers: softcap, then ALiBi, the bias per key and the bias per pair; and sinks.
 
-const EMPTY_BITS: u32 = 0xf0c9f2cau; // of EMPTY
+const EMPTY_BITS: u32 = 0xf0c9f2cau; // of −5e29
 
 // The bits of one element of the bias, widened to those of an f32.
 fn bias_bits(element: u32) -> u32 {
@@ -18,18 +18,24 @@ fn bias_bits(element: u32) -> u32 {
     return bitcast<u32>(unpack2x16float(half).x);
 }
 
+// Whether the bits of a bias say −∞: infinity itself, or any number that means it, as the least finite
+// one, which exporters write for it.
+fn is_empty(bits: u32) -> bool {
+    return bits >= EMPTY_BITS && bits <= 0xff800000u;
+}
+
 // The logit that joins the sum of a row's weights without a value; MASKED for none.
 fn sink_of(here: Place) -> f32 {
     if (params.sinks_at == ABSENT) {
         return MASKED;
     }
-    return side[params.sinks_at + params.head_base + here.head];
+    let sink = side[params.sinks_at + params.head_base + here.head];
+    return select(sink, MASKED, is_empty(bitcast<u32>(sink)));
 }
 
-// Whether the bits of a bias say −∞: infinity itself, or any number that means it, as the least finite
-// one, which exporters write for it.
-fn is_empty(bits: u32) -> bool {
-    return bits >= EMPTY_BITS && bits <= 0xff800000u;
+// The score of a kept pair: `least` at least, unless it is not finite.
+fn at_least(score: f32, least: f32) -> f32 {
+    return select(score, least, score < least && is_finite(score));
 }
 
 // cap · tanh(score / cap), with an error relative to the result, as that of a plain score is. By
@@ -52,7 +58,7 @@ fn cap_score(score: f32, cap: f32) -> f32 {
     return select(score, capped, is_finite(score));
 }
 
-// A modified score, given scale · q·k; MASKED where the bias says −∞.
+// A modified score, given scale · q·k; MASKED where the bias says −∞, and otherwise LEAST_LOGIT at least.
 fn modify(row: ptr<function, Row>, here: Place, key_index: u32, scaled: f32) -> f32 {
     var score = scaled;
     if (params.softcap > 0.0) {
@@ -81,5 +87,5 @@ fn modify(row: ptr<function, Row>, here: Place, key_index: u32, scaled: f32) -> 
         }
         score += bitcast<f32>(bits);
     }
-    return score;
+    return at_least(score, LEAST_LOGIT);
 }

@@ -30,6 +30,8 @@ const BY_LSE: u32 = 0u;
 const BY_WEIGHTS: u32 = 1u;
 
 const MASKED: f32 = -1e30;
+// As in attention/params.wgsl: the least LSE of parts that are not all empty.
+const LEAST_LOGIT: f32 = -0x1.93e592p+98;
 // The bits of 5e29: negative numbers of at least this size mean −∞.
 const EMPTY_BITS: u32 = 0x70c9f2cau;
 const INFINITY_BITS: u32 = 0x7f800000u;
@@ -148,7 +150,7 @@ fn merge_by_lse(place: Place, dim: u32) -> array<vec4<f32>, EACH> {
     }
     let nan = bitcast<f32>(params.nan);
     if (dim == 0u && params.has_lse != 0u) {
-        let merged = select(MASKED, maximum + log(max(total, 1.0)), total > 0.0);
+        let merged = select(MASKED, max(maximum + log(max(total, 1.0)), LEAST_LOGIT), total > 0.0);
         out_lse[element(params.out_lse, place, 0u)] = select(merged, nan, poisoned);
     }
     let factor = select(select(0.0, 1.0 / total, total > 0.0), nan, poisoned);

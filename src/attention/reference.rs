@@ -4,7 +4,7 @@
 //! the precision the kernels have. The distance between the two is the yardstick of
 //! [`tolerance`](super::tolerance).
 
-use super::tolerance::EMPTY;
+use super::tolerance::{EMPTY, LEAST_LOGIT};
 use super::{Activation, Attention, Stage};
 use crate::keys::KeyRows;
 use crate::mask::MaskRows;
@@ -278,14 +278,13 @@ impl<'a> Reference<'a> {
     }
 
     /// The scaled score after softcap, ALiBi and biases: −∞ where a bias masks the pair, NaN
-    /// where the score is not finite.
+    /// where the score is not finite, and [`LEAST_LOGIT`] at least.
     fn modified<R: Real>(&self, place: Place, key: u32) -> R {
         let shape = &self.attention.shape;
         let Place { batch, head, query } = place;
         let mut score = self.scaled::<R>(place, key);
         if let Some(cap) = self.attention.score.softcap {
-            let cap = R::real(cap.into());
-            score = cap * (score / cap).tanh();
+            score = capped(score, cap);
         }
         if self.attention.score.alibi {
             let slope = R::real(self.slopes[head as usize].into());
@@ -309,7 +308,8 @@ impl<'a> Reference<'a> {
             }
             score += R::real(bias.into());
         }
-        finite_or_nan(score)
+        let score = finite_or_nan(score);
+        at_least_logit(score)
     }
 
     /// Weights of a row from its masked scores, and its LSE.
@@ -317,7 +317,9 @@ impl<'a> Reference<'a> {
         match self.attention.activation {
             Activation::Softmax => {
                 let sink = self.sinks.get(place.head as usize);
-                softmax(scores, sink.map_or(R::NEG_INFINITY, |&sink| R::real(sink.into())))
+                let sink =
+                    sink.map(|&sink| f64::from(sink)).filter(|&sink| sink.is_nan() || sink > EMPTY);
+                softmax(scores, sink.map_or(R::NEG_INFINITY, R::real))
             }
             Activation::Sigmoid { .. } => {
                 let bias = R::real(self.attention.sigmoid_bias().into());
@@ -363,7 +365,7 @@ fn softmax<R: Real>(scores: &[R], sink: R) -> (Vec<R>, R) {
             *weight = *weight / sum;
         }
     }
-    (weights, largest + sum.ln())
+    (weights, at_least_logit(largest + sum.ln()))
 }
 
 /// 2⁻⁸⁰. A sigmoid in f32 that keeps its exponential finite cannot tell smaller weights apart.
@@ -380,6 +382,17 @@ struct Place {
 /// A masked score is −∞, and nothing else is: see [`finite_or_nan`].
 fn is_masked<R: Real>(score: R) -> bool {
     score == R::NEG_INFINITY
+}
+
+/// `cap · tanh(score / cap)`.
+fn capped<R: Real>(score: R, cap: f32) -> R {
+    let cap = R::real(cap.into());
+    cap * (score / cap).tanh()
+}
+
+/// A number that does not stand for −∞: [`LEAST_LOGIT`] in place of lower ones.
+pub(crate) fn at_least_logit<R: Real>(x: R) -> R {
+    if x.into() < LEAST_LOGIT { R::real(LEAST_LOGIT) } else { x }
 }
 
 fn finite_or_nan<R: Real>(x: R) -> R {

@@ -8,6 +8,10 @@ use crate::DType;
 /// that there are no infinities.
 pub const EMPTY: f64 = -5e29;
 
+/// The least f32 that does not stand for −∞, the next one above [`EMPTY`]: lower logits of kept pairs,
+/// and lower LSEs of rows that keep some, count as this number.
+pub const LEAST_LOGIT: f64 = f32::from_bits(0xf0c9_f2c9) as f64;
+
 /// Half an ulp of f32 at 1.
 const HALF_ULP: f64 = 1.0 / (1u64 << 24) as f64;
 

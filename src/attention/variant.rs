@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::tiles::{self, Tiles};
+use super::tolerance::LEAST_LOGIT;
 use super::{Activation, Attention, Output};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
 use crate::workspace::{
@@ -343,9 +344,19 @@ fn coop_lacks(caps: &Caps, attention: &Attention) -> Option<&'static str> {
         Some("it needs dims, offsets and strides that are multiples of 4")
     } else if attention.shape.head_dim.max(attention.shape.value_dim) > COOP_DIM {
         Some("it keeps queries and outputs in matrices, which ends at dims of 256")
+    } else if !attention.score.is_modified() && largest_f16_logit(attention) > -LEAST_LOGIT {
+        Some(
+            "it does not look for logits below −5e29 in full tiles, and with this scale there may be some",
+        )
     } else {
         None
     }
+}
+
+/// What no logit of finite f16 queries and keys exceeds, before modifiers.
+fn largest_f16_logit(attention: &Attention) -> f64 {
+    let largest = f64::from(attention.shape.head_dim) * 65504.0 * 65504.0;
+    f64::from(attention.scale()).abs() * largest
 }
 
 impl fmt::Display for Variant {

@@ -42,7 +42,8 @@ pub enum MergeRule {
 /// A configuration of merge: `parts` results of shape `[batch, heads, len, dim]` into one.
 ///
 /// Merging is associative and commutative, and a part without keys (an LSE of −1e30) changes
-/// nothing, whatever its output holds.
+/// nothing, whatever its output holds. The merged LSE of parts that are not all empty is at least
+/// [`LEAST_LOGIT`](crate::attention::tolerance::LEAST_LOGIT).
 ///
 /// ```
 /// use wgpu_attention::{DType, Merge, MergeRule};

@@ -1,6 +1,7 @@
 //! Merge on the host in f64, the judge of the kernel, and in f32, its yardstick.
 
 use super::{Merge, MergeRule};
+use crate::attention::reference::at_least_logit;
 use crate::attention::tolerance::EMPTY;
 use crate::real::{Real, check_len};
 use crate::{DType, Error};
@@ -110,7 +111,7 @@ fn weights<R: Real>(
             let lse = if logs.iter().all(Option::is_none) {
                 R::NEG_INFINITY
             } else {
-                largest + total.ln()
+                at_least_logit(largest + total.ln())
             };
             (factors.map(|factor| factor.map(|factor| factor / total)).collect(), lse)
         }
