@@ -333,6 +333,33 @@ fn unwritable_outputs_are_refused_before_anything_is_computed() {
     }
 }
 
+/// Rows that f32 cannot tell are counted and said, and the status is neither that of a success nor that of
+/// a failure.
+#[test]
+fn a_check_that_cannot_judge_says_so() {
+    let mut tensors = with(&[floats("bias", &[1, 1, 6, 10])]);
+    let bias = tensors.last_mut().expect("the bias");
+    for row in bias.3.chunks_mut(10 * 4).take(2) {
+        row.chunks_mut(4).for_each(|number| number.copy_from_slice(&(-1e9f32).to_le_bytes()));
+    }
+    let folder = Folder::new(&tensors);
+    let output = folder.run(&["--adapter", "reference", "--check", "--json"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(stdout(&output)).expect("JSON alone");
+    let check = &report["check"];
+    assert_eq!((&check["ok"], &check["verdict"]), (&false.into(), &"unjudged".into()));
+    // Two of six queries, in each of the other rows.
+    assert_eq!(
+        check["tensors"][0]["unjudged"].as_u64(),
+        Some(check["of"].as_u64().unwrap_or(0) / 3)
+    );
+    assert_eq!(folder.files(), 2, "nothing was seen to be wrong, so the output is written");
+    let output = folder.run(&["--adapter", "reference", "--check"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stdout(&output).contains("rows unjudged"), "{}", stdout(&output));
+    assert!(stderr(&output).contains("could not judge"), "{}", stderr(&output));
+}
+
 #[test]
 fn a_failed_check_writes_nothing() {
     let folder = Folder::new(&with(&[floats("out", &[2, 4, 6, 4])]));

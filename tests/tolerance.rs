@@ -1,8 +1,11 @@
 //! The tolerance rule: it passes what it should and, above all, fails what it should.
 
 use wgpu_attention::attention::reference::{HostInputs, Reference};
-use wgpu_attention::attention::tolerance::{bound, compare};
-use wgpu_attention::{Activation, Attention, DType, Mask, Shape, Stage};
+use wgpu_attention::attention::tolerance::{LEAST_LOGIT, Verdict, bound, compare};
+use wgpu_attention::linear::reference as linear;
+use wgpu_attention::{
+    Activation, Array, Arrays, Attention, Broadcast, DType, LinearAttention, Mask, Shape, Stage,
+};
 
 const INF: f64 = f64::INFINITY;
 
@@ -185,17 +188,35 @@ struct Device {
 }
 
 impl Device {
-    fn exp2(&mut self, x: f32) -> f32 {
+    /// In [−1, 1).
+    fn side(&mut self) -> f32 {
         self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1);
-        let side = (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn exp2(&mut self, x: f32) -> f32 {
+        let side = self.side();
         x.exp2() * (1.0 + side * (3.0 + 2.0 * x.abs()) * f32::EPSILON)
     }
 
-    /// By exponentials, as WGSL defines its accuracy.
-    fn tanh(&mut self, x: f32) -> f32 {
-        let x = x.clamp(-15.0, 15.0) * std::f32::consts::LOG2_E;
-        let (up, down) = (self.exp2(x), self.exp2(-x));
-        (up - down) / (up + down)
+    /// A quotient as WGSL may give it, up to 2.5 ulp off.
+    fn divide(&mut self, a: f32, b: f32) -> f32 {
+        a / b * (1.0 + self.side() * 2.5 * f32::EPSILON)
+    }
+
+    /// A softcap as the kernels compute it: see shaders/attention/score.wgsl.
+    fn capped(&mut self, score: f32, cap: f32) -> f32 {
+        let x = self.divide(score, cap).abs().min(16.0);
+        let square = x * x;
+        let series = [-0.00610495, 0.02100364, -0.0538525, 0.13332782, -0.33333329]
+            .into_iter()
+            .fold(0.0f32, |sum, factor| square * sum + factor);
+        if x > 0.625 {
+            let power = self.exp2(2.0 * std::f32::consts::LOG2_E * x);
+            (cap * (1.0 - self.divide(2.0, power + 1.0))).copysign(score)
+        } else {
+            score * square * series + score
+        }
     }
 
     /// One row over tiles of keys in powers of two, as a kernel computes it: `out` and `lse`.
@@ -209,7 +230,7 @@ impl Device {
                 // Four partial sums, so not the order of the eager form.
                 .map(|k| (0..4).map(|lane| dot_from(q, k, lane)).sum::<f32>())
                 .map(|dot| match cap {
-                    Some(cap) => cap * self.tanh(scale * dot / cap) * std::f32::consts::LOG2_E,
+                    Some(cap) => self.capped(scale * dot, cap) * std::f32::consts::LOG2_E,
                     None => dot * (scale * std::f32::consts::LOG2_E),
                 })
                 .collect();
@@ -237,9 +258,16 @@ fn dot_from(q: &[f32], k: &[f32], lane: usize) -> f32 {
 fn a_kernel_on_the_least_accurate_device_passes() {
     let mut device = Device { state: 7 };
     for (keys, dim) in [(1, 4), (2, 8), (3, 64), (17, 1), (65, 32), (300, 128), (2000, 16)] {
-        for (factor, cap) in
-            [(0.01, None), (1.0, None), (1.0, Some(5.0)), (8.0, Some(50.0)), (50.0, None)]
-        {
+        for (factor, cap) in [
+            (0.01, None),
+            (1.0, None),
+            (1.0, Some(1.0)),
+            (1.0, Some(5.0)),
+            (8.0, Some(50.0)),
+            (8.0, Some(1e4)),
+            (8.0, Some(1e8)),
+            (50.0, None),
+        ] {
             let shape = Shape::new(1, 1, 4, dim).with_key_len(keys).with_value_dim(3);
             let mut attention = Attention::new(shape, DType::F32);
             attention.score.softcap = cap;
@@ -270,6 +298,180 @@ fn a_sigmoid_that_stops_at_a_least_weight_passes() {
     for (got, ok) in [(0.0, true), (2f32.powi(-100), true), (2f32.powi(-90), false)] {
         assert_eq!(reference.check_out(&rows, &[got; 180], None).0.ok, ok, "{got}");
     }
+}
+
+/// f32 numbers of the reference's rows.
+fn rounded(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&x| x as f32).collect()
+}
+
+/// Rows whose logits are so large that rounding them makes any output: unjudged, whatever came, and without
+/// a share in the bound of the others.
+#[test]
+fn rows_that_f32_cannot_tell_are_never_ok() {
+    let mut case = Case::new(DType::F32);
+    let shared = Broadcast::SHARED;
+    case.attention =
+        Attention::new(Shape::new(1, 1, 3, 16).with_key_len(8).with_value_dim(5), DType::F32)
+            .with_bias(DType::F32, shared);
+    let [q, k, v] = &case.tensors;
+    let (q, k, v) = (&q[..48], &k[..128], &v[..40]);
+    let mut bias = vec![0.0; 24];
+    bias[8..16].fill(-1e9);
+    let inputs = HostInputs::new(q, k, v).with_bias(&bias);
+    let reference = Reference::new(&case.attention, &inputs).unwrap();
+    let rows = reference.sample(usize::MAX);
+    let (right, lse) = (rounded(&reference.out()), rounded(&reference.lse()));
+    let judge = |out: &[f32]| reference.check_out(&rows, out, Some(&lse));
+
+    let (found, of_lse) = judge(&right);
+    assert_eq!((found.verdict(), found.ok, found.unjudged), (Verdict::Unjudged, false, 1));
+    assert!(found.bound < 1e-4, "{found:?}");
+    // An LSE of −1e9 is judged: what f32 holds of it.
+    let of_lse = of_lse.unwrap();
+    assert!(of_lse.ok && of_lse.unjudged == 0, "{of_lse:?}");
+    // The other rows, judged alone, have the same bound.
+    let others = reference.check_out(&[rows[0], rows[2]], &right, None).0;
+    assert_eq!((others.verdict(), others.bound), (Verdict::Ok, found.bound));
+
+    // Off by 1.11 in the row that nobody can tell, by 2e-4 in another, and by more than can be.
+    let changed = |index: usize, by: f32| {
+        let mut wrong = right.clone();
+        wrong[index] += by;
+        judge(&wrong).0
+    };
+    assert_eq!(changed(7, 1.11).verdict(), Verdict::Unjudged);
+    let found = changed(2, 2e-4);
+    assert_eq!((found.verdict(), found.worst_index, found.unjudged), (Verdict::Failed, 2, 1));
+    let largest = v.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    let found = changed(7, 2.0 * largest + 0.01);
+    assert_eq!((found.verdict(), found.worst_index), (Verdict::Failed, 7));
+    assert!(found.bound < 2.01 * f64::from(largest), "{found:?}");
+    assert_eq!(changed(7, f32::NAN).verdict(), Verdict::Failed);
+    assert!(Verdict::Ok < Verdict::Unjudged && Verdict::Unjudged < Verdict::Failed);
+    assert_eq!([Verdict::Ok, Verdict::Failed].map(Verdict::name), ["ok", "failed"]);
+
+    let probabilities = rows
+        .iter()
+        .flat_map(|&[b, h, i]| rounded(&reference.scores(Stage::Probabilities, b, h, i)));
+    let mut probabilities: Vec<f32> = probabilities.collect();
+    let judge = |weights: &[f32]| reference.check_scores(Stage::Probabilities, &rows, weights);
+    assert_eq!(
+        (judge(&probabilities).verdict(), judge(&probabilities).unjudged),
+        (Verdict::Unjudged, 1)
+    );
+    probabilities[9] += 1.1;
+    assert_eq!(judge(&probabilities).verdict(), Verdict::Failed);
+    probabilities[9] -= 1.1;
+    probabilities[1] += 1e-3;
+    assert_eq!(judge(&probabilities).verdict(), Verdict::Failed);
+}
+
+/// A softcap widens the bound by what the capped scores lose, not by what the cap would; where they
+/// are large themselves, a sigmoid's rows are not judged either.
+#[test]
+fn large_softcaps_are_judged_by_their_scores() {
+    for (factor, verdict) in [(1.0, Verdict::Ok), (1e4, Verdict::Unjudged)] {
+        for sigmoid in [false, true] {
+            let mut case = Case::new(DType::F32);
+            case.attention.score.softcap = Some(1e8);
+            if sigmoid {
+                case.attention.activation = Activation::Sigmoid { bias: Some(0.0) };
+            }
+            case.tensors[..2].iter_mut().flatten().for_each(|x| *x *= factor);
+            let inputs = case.inputs();
+            let reference = Reference::new(&case.attention, &inputs).unwrap();
+            let rows = reference.sample(usize::MAX);
+            let mut out = rounded(&reference.out());
+            let found = reference.check_out(&rows, &out, None).0;
+            assert_eq!(found.verdict(), verdict, "{found:?}");
+            if verdict == Verdict::Ok {
+                assert!(found.bound < 5e-5, "{found:?}");
+                out[100] += 1e-3;
+                assert_eq!(reference.check_out(&rows, &out, None).0.verdict(), Verdict::Failed);
+            } else {
+                // The first query of each head keeps no key.
+                assert_eq!(found.unjudged, rows.len() - 4);
+            }
+        }
+    }
+    // Scores before the cap know nothing of it.
+    let mut case = Case::new(DType::F32);
+    case.attention.score.softcap = Some(1e8);
+    let inputs = case.inputs();
+    let reference = Reference::new(&case.attention, &inputs).unwrap();
+    let rows = reference.sample(usize::MAX);
+    for stage in [Stage::Scaled, Stage::Modified] {
+        let scores: Vec<f32> =
+            rows.iter().flat_map(|&[b, h, i]| rounded(&reference.scores(stage, b, h, i))).collect();
+        let found = reference.check_scores(stage, &rows, &scores);
+        assert!(found.ok && found.bound < 5e-5, "{stage:?}: {found:?}");
+    }
+}
+
+/// Rows of zeros, and outputs below the resolution of their dtype, have little to judge and are judged.
+#[test]
+fn small_results_are_judged() {
+    for dtype in DType::ALL {
+        for value in [0.0, 1e-8, 3e-5] {
+            let mut case = Case::new(dtype);
+            case.tensors[2].fill(dtype.decode(&dtype.encode(&[value]))[0]);
+            let inputs = case.inputs();
+            let reference = Reference::new(&case.attention, &inputs).unwrap();
+            let rows = reference.sample(usize::MAX);
+            let mut out = rounded(&reference.out());
+            assert!(reference.check_out(&rows, &out, None).0.ok, "{dtype} {value}");
+            out[7] += 1e-4;
+            assert!(!reference.check_out(&rows, &out, None).0.ok, "{dtype} {value}");
+        }
+    }
+}
+
+/// A denominator that all but vanishes makes an output of linear attention that f32 cannot tell.
+#[test]
+fn denominators_that_vanish_leave_rows_unjudged() {
+    let mut attention = LinearAttention::new(Shape::new(1, 1, 3, 2).with_value_dim(4), DType::F32);
+    attention.normalize = Some(0.0);
+    let value = numbers(12, 3);
+    // The weights of the last query add up to 1e-6; one of them is −0.75.
+    let query = [1.0, 1.0, 1.0, 1.0, 1.0, -1.0];
+    let key = [1.0, 0.5, 0.5, 0.25, 0.75, 1.5 - 1e-6];
+    let inputs = linear::HostInputs::new(&query, &key, &value);
+    let reference = linear::Reference::new(&attention, &inputs).unwrap();
+    let results = reference.recurrence();
+    let mut out = rounded(&results.out);
+    let state = rounded(&results.state);
+    let found = reference.check(&out, Some(&state), None);
+    assert_eq!(
+        (found.out.verdict(), found.out.unjudged),
+        (Verdict::Unjudged, 1),
+        "{:?}",
+        found.out
+    );
+    assert_eq!((found.verdict(), found.ok()), (Verdict::Unjudged, false));
+    assert!(found.state.is_some_and(|state| state.ok));
+    assert!(found.out.bound < 1e-4, "{:?}", found.out);
+    out[9] *= 2.0;
+    assert_eq!(reference.check(&out, None, None).verdict(), Verdict::Unjudged);
+    out[3] += 1e-2;
+    assert_eq!(reference.check(&out, None, None).verdict(), Verdict::Failed);
+}
+
+/// The reference counts low logits of kept pairs as the least that does not mean −∞.
+#[test]
+fn low_logits_are_no_masks() {
+    let shape = Shape::new(1, 1, 1, 1).with_key_len(3);
+    let key_bias = [-4.9e29, -4.9e29, -5e29];
+    let mut arrays = Arrays::default();
+    arrays.key_bias = Some(Array::f32(&key_bias));
+    let inputs = HostInputs::new(&[1.0], &[-1e28, -2e28, 0.0], &[1.0, 3.0, f32::NAN]);
+    let inputs = inputs.with_arrays(arrays);
+    let attention = Attention::new(shape, DType::F32).with_key_bias(Broadcast::SHARED);
+    let reference = Reference::new(&attention, &inputs).unwrap();
+    assert_eq!(reference.scores(Stage::Masked, 0, 0, 0), [LEAST_LOGIT, LEAST_LOGIT, -INF]);
+    let row = reference.row(0, 0, 0);
+    assert_eq!((row.out[0], row.lse), (2.0, LEAST_LOGIT + 2f64.ln()));
+    assert_eq!(reference.row_eager(0, 0, 0).out, [2.0]);
 }
 
 #[test]

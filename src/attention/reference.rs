@@ -98,6 +98,10 @@ pub struct Row {
     /// scale with; at most the largest absolute value for softmax. Weights below 2⁻⁸⁰ count as
     /// that much.
     pub magnitude: f64,
+    /// What no weights make an element of `out` exceed in size: for softmax the largest absolute value
+    /// that the row keeps, for sigmoid the largest sum of a column's. Values that are not finite count
+    /// for nothing.
+    pub reach: f64,
 }
 
 impl<'a> Reference<'a> {
@@ -224,6 +228,7 @@ impl<'a> Reference<'a> {
         let (weights, lse) = self.weights(place, &scores);
         let mut out = vec![R::ZERO; shape.value_dim as usize];
         let mut size = vec![0.0; shape.value_dim as usize];
+        let mut reach = vec![0.0f64; shape.value_dim as usize];
         let value_head = shape.value_head(place.head);
         for (key, &weight) in weights.iter().enumerate() {
             if is_masked(scores[key]) {
@@ -231,15 +236,38 @@ impl<'a> Reference<'a> {
             }
             let value =
                 vector(self.inputs.value, shape.value(), [place.batch, value_head, key as u32]);
-            for ((out, size), &v) in out.iter_mut().zip(&mut size).zip(value) {
+            for (((out, size), reach), &v) in
+                out.iter_mut().zip(&mut size).zip(&mut reach).zip(value)
+            {
                 *out += weight * R::real(v.into());
-                *size += weight.into().max(LEAST_WEIGHT) * f64::from(v.abs());
+                let v = f64::from(v.abs());
+                *size += weight.into().max(LEAST_WEIGHT) * v;
+                match self.attention.activation {
+                    _ if !v.is_finite() => {}
+                    Activation::Softmax => *reach = reach.max(v),
+                    Activation::Sigmoid { .. } => *reach += v,
+                }
             }
         }
         // One NaN stands for every way of not being finite.
         let out = out.into_iter().map(|x| finite_or_nan(x).into()).collect();
         let magnitude = size.into_iter().filter(|x| x.is_finite()).fold(0.0, f64::max);
-        Row { out, lse: lse.into(), magnitude }
+        let reach = reach.into_iter().fold(0.0, f64::max);
+        Row { out, lse: lse.into(), magnitude, reach }
+    }
+
+    /// The largest absolute score after the softcap, of the keys that a row keeps or of all; 0 without
+    /// a softcap.
+    pub(super) fn largest_capped(&self, [batch, head, query]: [u32; 3], kept: bool) -> f64 {
+        let Some(cap) = self.attention.score.softcap else { return 0.0 };
+        let place = self.place(batch, head, query);
+        let mask = self.mask.row(batch, query);
+        let visited = self.keys.row(batch, head, query);
+        (0..self.attention.shape.key_len)
+            .filter(|&key| !kept || (visited.contains(key) && mask.keeps(head, key)))
+            .map(|key| capped(self.scaled::<f64>(place, key), cap).abs())
+            .filter(|score| score.is_finite())
+            .fold(0.0, f64::max)
     }
 
     /// Scores at any of the four stages.

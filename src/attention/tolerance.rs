@@ -19,14 +19,37 @@ const HALF_ULP: f64 = 1.0 / (1u64 << 24) as f64;
 /// by when the eager form happens to be exact; see [`bound`].
 const ALLOWANCE: f64 = 32.0;
 
+/// What a comparison says about a tensor, from the best to the worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Every row was judged and is within the bound.
+    Ok,
+    /// Nothing is beyond its bound, but for some rows no result could be: see
+    /// [`Comparison::unjudged`].
+    Unjudged,
+    /// An element is beyond its bound.
+    Failed,
+}
+
+impl Verdict {
+    /// `ok`, `unjudged` or `failed`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Unjudged => "unjudged",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// What [`compare`] found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Comparison {
-    /// Largest absolute error of an element; infinite where one is finite and should not be, or
+    /// Largest absolute error of a judged element; infinite where one is finite and should not be, or
     /// is not and should.
     pub max_abs: f64,
-    /// `‖got − reference‖ / ‖reference‖` over the finite elements of the reference.
+    /// `‖got − reference‖ / ‖reference‖` over the judged elements whose reference is finite.
     pub relative: f64,
     /// What `max_abs` may reach.
     pub bound: f64,
@@ -34,8 +57,27 @@ pub struct Comparison {
     pub worst_index: usize,
     /// Elements left unjudged, because the eager form overflows there and the reference does not.
     pub overflowed: usize,
-    /// Whether every element is within the bound.
+    /// Rows left unjudged, because f32 cannot tell there what is right: the errors that arithmetic in
+    /// f32 may make exceed the size of the result, so that even zeros would be within the bound. They
+    /// fail where a result is impossible (an output of softmax cannot err by more than twice the
+    /// largest value that its row keeps) or not finite when it should be; [`ok`](Self::ok) is false
+    /// with them in any case.
+    pub unjudged: usize,
+    /// Whether every row was judged and every element is within the bound.
     pub ok: bool,
+}
+
+impl Comparison {
+    /// The verdict: [`ok`](Self::ok), and what it is instead.
+    pub const fn verdict(&self) -> Verdict {
+        if self.ok {
+            Verdict::Ok
+        } else if self.unjudged > 0 && self.max_abs <= self.bound {
+            Verdict::Unjudged
+        } else {
+            Verdict::Failed
+        }
+    }
 }
 
 /// Largest allowed absolute error of a tensor: FlashAttention's rule, twice the largest error of
@@ -57,21 +99,60 @@ pub struct Comparison {
 /// probabilities, the largest absolute score for scores. Elements where either tensor is not
 /// finite do not count.
 pub fn bound(reference: &[f64], eager: &[f64], dtype: DType, magnitude: f64) -> f64 {
-    let mut eager_error = 0.0f64;
-    let mut largest = 0.0f64;
-    for (&want, &eager) in reference.iter().zip(eager) {
-        if want.is_finite() && eager.is_finite() {
-            eager_error = eager_error.max((eager - want).abs());
-            largest = largest.max(want.abs());
+    Errors::of(reference, eager, magnitude).bound(dtype)
+}
+
+/// What a bound is made of.
+#[derive(Clone, Copy, Default)]
+struct Errors {
+    /// The largest error of the eager form.
+    eager: f64,
+    /// The largest absolute number of the reference.
+    largest: f64,
+    magnitude: f64,
+    /// Elements of which both forms are finite.
+    finite: usize,
+}
+
+impl Errors {
+    fn of(reference: &[f64], eager: &[f64], magnitude: f64) -> Self {
+        let mut errors = Self { magnitude, ..Self::default() };
+        for (&want, &eager) in reference.iter().zip(eager) {
+            if want.is_finite() && eager.is_finite() {
+                errors.eager = errors.eager.max((eager - want).abs());
+                errors.largest = errors.largest.max(want.abs());
+                errors.finite += 1;
+            }
         }
+        errors
     }
-    let (half_ulp, least) = match dtype {
-        DType::F32 => (HALF_ULP, f64::from(f32::MIN_POSITIVE)),
-        DType::F16 => (1.0 / f64::from(1 << 11), 1.0 / f64::from(1 << 25)),
-        DType::BF16 => (1.0 / f64::from(1 << 8), f64::from(f32::MIN_POSITIVE)),
-    };
-    let rounding = (half_ulp * largest).max(least) + ALLOWANCE * HALF_ULP * magnitude;
-    2.0 * eager_error + rounding
+
+    fn join(&mut self, other: Self) {
+        self.eager = self.eager.max(other.eager);
+        self.largest = self.largest.max(other.largest);
+        self.magnitude = self.magnitude.max(other.magnitude);
+        self.finite += other.finite;
+    }
+
+    /// What the final rounding may err by.
+    fn rounding(&self, dtype: DType) -> f64 {
+        let (half_ulp, least) = match dtype {
+            DType::F32 => (HALF_ULP, f64::from(f32::MIN_POSITIVE)),
+            DType::F16 => (1.0 / f64::from(1 << 11), 1.0 / f64::from(1 << 25)),
+            DType::BF16 => (1.0 / f64::from(1 << 8), f64::from(f32::MIN_POSITIVE)),
+        };
+        (half_ulp * self.largest).max(least)
+    }
+
+    fn bound(&self, dtype: DType) -> f64 {
+        2.0 * self.eager + self.rounding(dtype) + ALLOWANCE * HALF_ULP * self.magnitude
+    }
+
+    /// The part of the bound that is for arithmetic in f32, not for roundings to the dtype.
+    fn arithmetic(&self, dtype: DType) -> f64 {
+        let eager = (self.eager - self.rounding(dtype)).max(0.0);
+        2.0 * eager + ALLOWANCE * HALF_ULP * self.magnitude
+    }
 }
 
 /// Judges a tensor by the reference, element by element within [`bound`].
@@ -83,6 +164,9 @@ pub fn bound(reference: &[f64], eager: &[f64], dtype: DType, magnitude: f64) -> 
 /// - Anywhere else NaN and infinities fail, except where the eager form overflows: such elements
 ///   are counted and left unjudged.
 ///
+/// Every element is judged, whatever the magnitude: which rows cannot be, [`Reference::check_out`],
+/// [`Reference::check_scores`] and those of the other families know.
+///
 /// Tensors of different lengths fail, with the shorter one's length as `worst_index`.
 pub fn compare(
     got: &[f32],
@@ -91,38 +175,101 @@ pub fn compare(
     dtype: DType,
     magnitude: f64,
 ) -> Comparison {
+    let (size, most) = (f64::INFINITY, f64::INFINITY);
+    let whole = Part { len: reference.len(), magnitude, size, most };
+    compare_parts(got, (reference, eager), dtype, &[whole])
+}
+
+/// Some neighbouring elements of a tensor that f32 can tell or cannot: a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// Number of elements.
+    pub len: usize,
+    /// What errors of the part's f32 arithmetic scale with: see [`bound`].
+    pub magnitude: f64,
+    /// The error that zeros would have at most. The part is judged if f32 arithmetic errs by no more.
+    pub size: f64,
+    /// The largest error that a result of the right form could have; infinite if there is no such.
+    pub most: f64,
+}
+
+/// As [`compare`], of a tensor made of `parts`; the bound is that of the parts which can be judged.
+pub(crate) fn compare_parts(
+    got: &[f32],
+    (reference, eager): (&[f64], &[f64]),
+    dtype: DType,
+    parts: &[Part],
+) -> Comparison {
+    let mut judged = Errors::default();
+    let mut limits = Vec::with_capacity(parts.len());
+    let mut start = 0;
+    for part in parts {
+        let end = (start + part.len).min(reference.len()).min(eager.len());
+        let elements = start.min(end)..end;
+        let (want, eager) = (&reference[elements.clone()], &eager[elements]);
+        let errors = Errors::of(want, eager, part.magnitude);
+        let can_be_judged = errors.arithmetic(dtype) <= part.size;
+        // What is not finite can be judged in any case, and has no share in a bound.
+        if errors.finite == 0 {
+            limits.push(None);
+        } else if can_be_judged {
+            judged.join(errors);
+            limits.push(None);
+        } else {
+            limits.push(Some(errors.bound(dtype).min(part.most + errors.rounding(dtype))));
+        }
+        start = end;
+    }
+    let bound = judged.bound(dtype);
+    let mut impossible = None;
     let mut comparison = Comparison {
         max_abs: 0.0,
         relative: 0.0,
-        bound: bound(reference, eager, dtype, magnitude),
+        bound,
         worst_index: 0,
         overflowed: 0,
+        unjudged: limits.iter().flatten().count(),
         ok: false,
     };
+    let limit =
+        parts.iter().zip(limits).flat_map(|(part, limit)| (0..part.len).map(move |_| limit));
     let (mut error_squares, mut reference_squares) = (0.0, 0.0);
-    for (index, ((&got, &want), &eager)) in got.iter().zip(reference).zip(eager).enumerate() {
+    let elements = got.iter().zip(reference).zip(eager).zip(limit);
+    for (index, (((&got, &want), &eager), limit)) in elements.enumerate() {
         let got = f64::from(got);
         let error = if want.is_finite() && !eager.is_finite() {
             comparison.overflowed += 1;
             continue;
         } else if want.is_finite() {
-            reference_squares += want * want;
             if got.is_finite() { (got - want).abs() } else { f64::INFINITY }
         } else {
             let as_it_should =
                 if want == f64::NEG_INFINITY { got <= EMPTY } else { !got.is_finite() };
             if as_it_should { 0.0 } else { f64::INFINITY }
         };
+        if let Some(limit) = limit {
+            if error > limit {
+                impossible.get_or_insert((error, limit, index));
+            }
+            continue;
+        }
         error_squares += error * error;
+        if want.is_finite() {
+            reference_squares += want * want;
+        }
         if error > comparison.max_abs {
             comparison.max_abs = error;
             comparison.worst_index = index;
         }
     }
+    // A result that is impossible is told by the limit of its own row, unless a judged row fails.
+    if let Some((error, limit, index)) = impossible.filter(|_| comparison.max_abs <= bound) {
+        (comparison.max_abs, comparison.bound, comparison.worst_index) = (error, limit, index);
+    }
     if error_squares > 0.0 {
         comparison.relative = (error_squares / reference_squares).sqrt();
     }
-    comparison.ok = comparison.max_abs <= comparison.bound;
+    comparison.ok = comparison.max_abs <= comparison.bound && comparison.unjudged == 0;
     if got.len() != reference.len() || eager.len() != reference.len() {
         comparison.max_abs = f64::INFINITY;
         comparison.worst_index = got.len().min(reference.len()).min(eager.len());
@@ -167,9 +314,16 @@ impl Reference<'_> {
         for &[batch, head, query] in rows {
             let row = self.row(batch, head, query);
             let eager = self.row_eager(batch, head, query);
-            let sensitivity = self.sensitivity(row.lse);
-            outs.push(row.out, eager.out, sensitivity * row.magnitude);
-            lses.push(vec![row.lse], vec![eager.lse], sensitivity);
+            let place = [batch, head, query];
+            let sensitivity = self.sensitivity(row.lse, self.largest_capped(place, true));
+            let magnitude = sensitivity * row.magnitude;
+            // No weights make more of the values than `reach`, on either side.
+            let (size, most) = (row.magnitude, 2.0 * row.reach);
+            outs.push(row.out, eager.out, Sizes { magnitude, size, most });
+            // An LSE that errs by 1 is that of another row.
+            let size = 1.0 + row.lse.abs();
+            let sizes = Sizes { magnitude: sensitivity, size, most: f64::INFINITY };
+            lses.push(vec![row.lse], vec![eager.lse], sizes);
         }
         let lse = lse.map(|lse| lses.compare(lse, DType::F32));
         (outs.compare(out, self.attention.precision()), lse)
@@ -185,14 +339,20 @@ impl Reference<'_> {
         let mut judged = Rows::new(rows, self.attention.shape.scores());
         for &[batch, head, query] in rows {
             let row = self.scores(stage, batch, head, query);
-            let magnitude = if stage == Stage::Probabilities {
-                self.sensitivity(self.row(batch, head, query).lse)
-            } else {
-                let cap = self.attention.score.softcap.unwrap_or(0.0);
-                let finite = row.iter().filter(|s| s.is_finite());
-                f64::from(cap) + finite.fold(0.0f64, |most, s| most.max(s.abs()))
+            let place = [batch, head, query];
+            let capped = match stage {
+                Stage::Scaled => 0.0,
+                _ => self.largest_capped(place, stage != Stage::Modified),
             };
-            judged.push(row, self.scores_eager(stage, batch, head, query), magnitude);
+            let sizes = if stage == Stage::Probabilities {
+                let magnitude = self.sensitivity(self.row(batch, head, query).lse, capped);
+                Sizes { magnitude, size: 1.0, most: 1.0 }
+            } else {
+                let finite = row.iter().filter(|s| s.is_finite());
+                let size = finite.fold(0.0f64, |most, s| most.max(s.abs()));
+                Sizes { magnitude: capped + size, size, most: f64::INFINITY }
+            };
+            judged.push(row, self.scores_eager(stage, batch, head, query), sizes);
         }
         judged.compare(scores, DType::F32)
     }
@@ -201,17 +361,18 @@ impl Reference<'_> {
     /// magnitude of whatever is made from the weights.
     ///
     /// A score `s` in f32 is off by half an ulp at least, 2⁻²⁴·|s|, and under softmax the scores
-    /// that count are about the LSE. WGSL's `tanh` inherits the errors of `exp`, so a score capped
-    /// by `c` is off by up to 6·2⁻²⁴·c. An error of `δ` in the scores is one of `2δ` in the output;
-    /// in units of [`ALLOWANCE`] that is `(|s| + 6c) / 16`.
-    fn sensitivity(&self, lse: f64) -> f64 {
+    /// that count are about the LSE. A softcap of `c` inherits the errors of WGSL's `exp2` and of its
+    /// division: a capped score `t` is off by up to 12·2⁻²⁴·|t|, and by up to 6·2⁻²⁴·c. An error of `δ`
+    /// in the scores is one of `2δ` in the output; in units of [`ALLOWANCE`] that is
+    /// `(|s| + min(12·|t|, 6·c)) / 16`.
+    fn sensitivity(&self, lse: f64, capped: f64) -> f64 {
         let size = match self.attention.activation {
             Activation::Softmax if lse.is_finite() => lse.abs(),
             // Where a large score errs, the sigmoid is flat.
             _ => 0.0,
         };
         let cap = f64::from(self.attention.score.softcap.unwrap_or(0.0));
-        1.0 + 2.0 * (size + 6.0 * cap) / ALLOWANCE
+        1.0 + 2.0 * (size + (12.0 * capped).min(6.0 * cap)) / ALLOWANCE
     }
 }
 
@@ -221,18 +382,26 @@ struct Rows<'a> {
     shape: [u32; 4],
     reference: Vec<f64>,
     eager: Vec<f64>,
+    parts: Vec<Part>,
+}
+
+/// What a row's errors are held against: see [`Part`].
+struct Sizes {
     magnitude: f64,
+    size: f64,
+    most: f64,
 }
 
 impl<'a> Rows<'a> {
     fn new(places: &'a [[u32; 3]], shape: [u32; 4]) -> Self {
-        Self { places, shape, reference: Vec::new(), eager: Vec::new(), magnitude: 0.0 }
+        Self { places, shape, reference: Vec::new(), eager: Vec::new(), parts: Vec::new() }
     }
 
-    fn push(&mut self, reference: Vec<f64>, eager: Vec<f64>, magnitude: f64) {
+    fn push(&mut self, reference: Vec<f64>, eager: Vec<f64>, sizes: Sizes) {
+        let Sizes { magnitude, size, most } = sizes;
+        self.parts.push(Part { len: reference.len(), magnitude, size, most });
         self.reference.extend(reference);
         self.eager.extend(eager);
-        self.magnitude = self.magnitude.max(magnitude);
     }
 
     /// Compares the rows with those of a whole tensor; one that is too short fails.
@@ -247,7 +416,8 @@ impl<'a> Rows<'a> {
             let start = start(place);
             got.extend(tensor.get(start..start + dim).unwrap_or_default());
         }
-        let mut found = compare(&got, &self.reference, &self.eager, dtype, self.magnitude);
+        let numbers = (&self.reference[..], &self.eager[..]);
+        let mut found = compare_parts(&got, numbers, dtype, &self.parts);
         if let Some(place) = self.places.get(found.worst_index.checked_div(dim).unwrap_or(0)) {
             found.worst_index = start(place) + found.worst_index % dim.max(1);
         }

@@ -3,7 +3,7 @@
 
 use super::check::{check_arrays, check_gates};
 use super::{FeatureMap, LinearAttention, Rule};
-use crate::attention::tolerance::{Comparison, compare};
+use crate::attention::tolerance::{Comparison, Part, Verdict, compare_parts};
 use crate::real::{Real, check_len, vector};
 use crate::{Array, DType, Error};
 
@@ -67,6 +67,17 @@ pub struct Results {
     pub state_magnitude: f64,
     /// The same for the normaliser.
     pub normalizer_magnitude: f64,
+    /// What each row of `out` is held against.
+    rows: Vec<RowSize>,
+}
+
+/// How large the sums of a row of the output are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct RowSize {
+    /// The largest `scale · Σ_d |q_d| Σ_j decay |k_jd| |v_j|` of an element, over the denominator.
+    size: f64,
+    /// That, times how much larger the denominator's rounding errors are than the denominator.
+    magnitude: f64,
 }
 
 /// What [`Reference::check`] found.
@@ -82,10 +93,15 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Whether all is within its bound.
+    /// Whether all could be judged and is within its bound.
     pub fn ok(&self) -> bool {
-        let fine = |found: Option<Comparison>| found.is_none_or(|found| found.ok);
-        self.out.ok && fine(self.state) && fine(self.normalizer)
+        self.verdict() == Verdict::Ok
+    }
+
+    /// The worst of the verdicts.
+    pub fn verdict(&self) -> Verdict {
+        let others = [self.state, self.normalizer].into_iter().flatten();
+        others.fold(self.out.verdict(), |worst, found| worst.max(found.verdict()))
     }
 }
 
@@ -200,21 +216,27 @@ impl<'a> Reference<'a> {
     }
 
     /// Judges results by the tolerance rule of [`tolerance`](crate::attention::tolerance). Where the
-    /// recurrence gives no finite number, any that is none will do.
+    /// recurrence gives no finite number, any that is none will do. A row of the output, or a whole state,
+    /// is unjudged where arithmetic in f32 may err by more than its sums of absolute values.
     pub fn check(&self, out: &[f32], state: Option<&[f32]>, normalizer: Option<&[f32]>) -> Checked {
         let (mut want, eager) = (self.recurrence(), self.recurrence_eager());
         // Of −∞ the rule thinks that it stands for nothing.
         for numbers in [&mut want.out, &mut want.state, &mut want.normalizer] {
             numbers.iter_mut().filter(|x| !x.is_finite()).for_each(|x| *x = f64::NAN);
         }
-        let exact = DType::F32;
+        let most = f64::INFINITY;
+        let len = self.linear.shape.value_dim as usize;
+        let row = |&RowSize { size, magnitude }: &RowSize| Part { len, magnitude, size, most };
+        let rows: Vec<_> = want.rows.iter().map(row).collect();
+        let whole = |got: &[f32], want: &[f64], eager: &[f64], size| {
+            let part = Part { len: want.len(), magnitude: size, size, most };
+            compare_parts(got, (want, eager), DType::F32, &[part])
+        };
         Checked {
-            out: compare(out, &want.out, &eager.out, self.linear.dtype, want.magnitude),
-            state: state
-                .map(|got| compare(got, &want.state, &eager.state, exact, want.state_magnitude)),
+            out: compare_parts(out, (&want.out, &eager.out), self.linear.dtype, &rows),
+            state: state.map(|got| whole(got, &want.state, &eager.state, want.state_magnitude)),
             normalizer: normalizer.map(|got| {
-                let (want_z, eager_z) = (&want.normalizer, &eager.normalizer);
-                compare(got, want_z, eager_z, exact, want.normalizer_magnitude)
+                whole(got, &want.normalizer, &eager.normalizer, want.normalizer_magnitude)
             }),
         }
     }
@@ -242,14 +264,15 @@ impl<'a> Reference<'a> {
 
     fn run<R: Real>(&self) -> Results {
         let shape = &self.linear.shape;
-        let outputs = self.inputs.query.len() / shape.head_dim as usize * shape.value_dim as usize;
+        let rows = self.inputs.query.len() / shape.head_dim as usize;
         let mut results = Results {
-            out: vec![0.0; outputs],
+            out: vec![0.0; rows * shape.value_dim as usize],
             state: Vec::new(),
             normalizer: Vec::new(),
             magnitude: 0.0,
             state_magnitude: 0.0,
             normalizer_magnitude: 0.0,
+            rows: vec![RowSize::default(); rows],
         };
         for sequence in self.sequences(shape.key_heads) {
             let mut state = self.initial::<R>(sequence);
@@ -259,8 +282,9 @@ impl<'a> Reference<'a> {
                 for head in sequence.head * group..(sequence.head + 1) * group {
                     let query = Sequence { head, ..sequence };
                     let row = row_mut(&mut results.out, shape.out(), query, token);
-                    let magnitude = self.answer(query, token, &state, row);
-                    results.magnitude = results.magnitude.max(magnitude);
+                    let size = self.answer(query, token, &state, row);
+                    results.magnitude = results.magnitude.max(size.magnitude);
+                    row_mut(&mut results.rows, shape.lse(), query, token)[0] = size;
                 }
             }
             let of_state = largest_finite(&state.sizes);
@@ -339,14 +363,14 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// Asks the state one query: writes a row of the output and gives its magnitude.
+    /// Asks the state one query: writes a row of the output and says how large its sums are.
     fn answer<R: Real>(
         &self,
         sequence: Sequence,
         token: u32,
         state: &State<R>,
         out: &mut [f64],
-    ) -> f64 {
+    ) -> RowSize {
         let at = [sequence.batch, sequence.head, token];
         let query = self.features::<R>(vector(self.inputs.query, self.linear.shape.query(), at));
         let scale = R::real(self.linear.scale.into());
@@ -363,7 +387,7 @@ impl<'a> Reference<'a> {
             denominator = scale * total + R::real(epsilon.into());
             unsure += (scale.into() * size / denominator.into()).abs();
         }
-        let mut magnitude = 0.0f64;
+        let mut found = RowSize::default();
         for (column, out) in out.iter_mut().enumerate() {
             let mut sum = R::ZERO;
             let mut size = 0.0;
@@ -373,10 +397,11 @@ impl<'a> Reference<'a> {
                 size += q.into().abs() * state.sizes[at];
             }
             *out = (scale * sum / denominator).into();
-            let size = (scale.into() * size / denominator.into()).abs() * unsure;
-            magnitude = largest_finite(&[magnitude, size]);
+            let size = (scale.into() * size / denominator.into()).abs();
+            found.size = largest_finite(&[found.size, size]);
+            found.magnitude = largest_finite(&[found.magnitude, size * unsure]);
         }
-        magnitude
+        found
     }
 
     /// One row of the quadratic form.
@@ -467,7 +492,7 @@ fn largest_finite(sizes: &[f64]) -> f64 {
 }
 
 /// A row of a contiguous output.
-fn row_mut(tensor: &mut [f64], shape: [u32; 4], sequence: Sequence, token: u32) -> &mut [f64] {
+fn row_mut<T>(tensor: &mut [T], shape: [u32; 4], sequence: Sequence, token: u32) -> &mut [T] {
     let [_, heads, len, dim] = shape.map(|size| size as usize);
     let row = (sequence.batch as usize * heads + sequence.head as usize) * len + token as usize;
     &mut tensor[row * dim..][..dim]

@@ -44,6 +44,7 @@ async function judge(app, family, setting) {
   const found = check(family, app.attention, { ...given, ...numbers }, out);
   app.shaders.set(family, { label: planned.variant, wgsl: planned.wgsl });
   planned.free();
+  if (found.verdict === "unjudged") throw new Error(`${FAMILIES[family]}: ${found.unjudged} rows cannot be judged in f32: nothing was timed.`);
   if (!found.ok) throw new Error(`${FAMILIES[family]} is wrong by ${found.maxAbs}, where ${found.bound} is allowed: nothing was timed.`);
   return found;
 }

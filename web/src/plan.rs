@@ -165,6 +165,8 @@ pub fn verdict(found: &Comparison) -> Result<JsValue, JsValue> {
     let object = Object::new();
     let set = |name: &str, value: JsValue| Reflect::set(&object, &name.into(), &value);
     set("ok", found.ok.into())?;
+    set("verdict", found.verdict().name().into())?;
+    set("unjudged", (found.unjudged as f64).into())?;
     set("maxAbs", found.max_abs.into())?;
     set("bound", found.bound.into())?;
     set("relative", found.relative.into())?;

@@ -167,7 +167,12 @@ export type LinearCall<T extends Tensor = Tensor> = LinearOptions & LinearTensor
 
 /** What a comparison with the f64 reference found. */
 export interface Check {
+  /** Whether every row was judged and every number is within the bound. */
   ok: boolean;
+  /** `"unjudged"`: nothing is beyond its bound, but in some rows no result could be. */
+  verdict: "ok" | "unjudged" | "failed";
+  /** Rows in which rounding in f32 may err by more than the result is large. */
+  unjudged: number;
   maxAbs: number;
   /** What `maxAbs` may reach. */
   bound: number;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
-use wgpu_attention::attention::tolerance::Comparison;
+use wgpu_attention::attention::tolerance::{Comparison, Verdict};
 use wgpu_attention::{Bound, Context};
 
 use crate::{device, print};
@@ -193,6 +193,9 @@ fn measure(context: &Context, entry: Entry, ceilings: &Ceilings, seconds: Durati
     let case = (entry.prepare)(context)?;
     block_on(context.run(&case.bound))?;
     let found = (case.check)(context)?;
+    if found.verdict() == Verdict::Unjudged {
+        bail!("{} rows cannot be judged, so that no result could be wrong", found.unjudged);
+    }
     if !found.ok {
         bail!(
             "wrong result: the largest error {:.2e} is beyond the bound {:.2e}",

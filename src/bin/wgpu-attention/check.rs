@@ -6,7 +6,7 @@ use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use wgpu_attention::attention::reference::Reference;
-use wgpu_attention::attention::tolerance::{Comparison, compare};
+use wgpu_attention::attention::tolerance::{Comparison, Verdict, compare};
 use wgpu_attention::{DType, Stage};
 
 use crate::compute::Results;
@@ -27,6 +27,10 @@ pub struct Check {
     /// Rows there are.
     pub of: u64,
     pub tensors: Vec<Finding>,
+    /// The worst of the tensors' verdicts: `ok`, `unjudged` or `failed`.
+    #[serde(serialize_with = "by_name")]
+    pub verdict: Verdict,
+    /// Whether the verdict is `ok`.
     pub ok: bool,
 }
 
@@ -39,7 +43,19 @@ pub struct Finding {
     pub max_abs_error: f64,
     pub bound: f64,
     pub relative_error: f64,
+    /// Rows in which f32 cannot tell what is right, so that no result could fail.
+    pub unjudged: usize,
+    /// Elements left out because the plain form in f32 overflows there.
+    pub overflowed: usize,
+    /// `ok`, `unjudged` or `failed`.
+    #[serde(serialize_with = "by_name")]
+    pub verdict: Verdict,
+    /// Whether the verdict is `ok`.
     pub ok: bool,
+}
+
+fn by_name<S: serde::Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(verdict.name())
 }
 
 impl Finding {
@@ -50,11 +66,27 @@ impl Finding {
             max_abs_error: found.max_abs,
             bound: found.bound,
             relative_error: found.relative,
+            unjudged: found.unjudged,
+            overflowed: found.overflowed,
+            verdict: found.verdict(),
             ok: found.ok,
         }
     }
 
-    /// A result against the file's own numbers, within the bound that `judged` has.
+    /// The verdict, with what was left out.
+    fn words(&self) -> String {
+        let mut words = match self.verdict {
+            Verdict::Failed => vec!["FAILED".to_owned()],
+            Verdict::Ok => vec!["ok".to_owned()],
+            Verdict::Unjudged => Vec::new(),
+        };
+        let left_out = [(self.unjudged, "rows unjudged"), (self.overflowed, "elements overflow")];
+        let some = left_out.into_iter().filter(|(count, _)| *count > 0);
+        words.extend(some.map(|(count, what)| format!("{count} {what}")));
+        words.join(", ")
+    }
+
+    /// Judged rows of a result against the file's own numbers, within the bound that `judged` has.
     pub fn against_file(
         file: &Tensor<'_>,
         (got, wanted): (&[f32], &[f32]),
@@ -65,8 +97,21 @@ impl Finding {
         let mut found = compare(got, &wanted, &wanted, dtype, 0.0);
         // The file's numbers are no eager form to take a bound from.
         found.bound = judged.bound;
-        found.ok = found.max_abs <= found.bound;
+        found.unjudged = judged.unjudged;
+        found.ok = found.max_abs <= found.bound && found.unjudged == 0;
         Self::new("out", &file.name, found)
+    }
+}
+
+impl Check {
+    pub fn new(rows: usize, of: u64, tensors: Vec<Finding>) -> Self {
+        let verdict = tensors.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok);
+        Self { rows, of, tensors, verdict, ok: verdict == Verdict::Ok }
+    }
+
+    /// The most rows that a tensor has unjudged.
+    pub fn unjudged(&self) -> usize {
+        self.tensors.iter().map(|finding| finding.unjudged).max().unwrap_or(0)
     }
 }
 
@@ -86,10 +131,17 @@ impl fmt::Display for Check {
                 format!("{:.2e}", finding.max_abs_error),
                 format!("{:.2e}", finding.bound),
                 format!("{:.2e}", finding.relative_error),
-                if finding.ok { "ok" } else { "FAILED" }.to_owned(),
+                finding.words(),
             ]);
         }
-        write!(f, "{table}")
+        write!(f, "{table}")?;
+        if self.unjudged() > 0 {
+            write!(
+                f,
+                "\nunjudged rows: rounding in f32 may err there by more than the result is large"
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -114,12 +166,16 @@ pub fn check(
         tensors.push(Finding::new("scores", "reference", scores));
     }
     if let Some(file) = &problem.out {
-        let pick = |tensor: &[f32]| pick_rows(tensor, &rows, shape.out());
+        let mut judged = rows.clone();
+        if out.unjudged > 0 {
+            judged.retain(|&row| reference.check_out(&[row], &results.out, None).0.unjudged == 0);
+        }
+        let pick = |tensor: &[f32]| pick_rows(tensor, &judged, shape.out());
         let numbers = (&pick(&results.out)[..], &pick(&file.floats()?)[..]);
         tensors.push(Finding::against_file(file, numbers, attention.dtype, out));
     }
     let of = shape.lse().into_iter().map(u64::from).product();
-    Ok(Check { rows: rows.len(), of, ok: tensors.iter().all(|t| t.ok), tensors })
+    Ok(Check::new(rows.len(), of, tensors))
 }
 
 /// Rows `[batch, head, query]` of a tensor, one after the other.

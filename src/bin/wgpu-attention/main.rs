@@ -1,7 +1,8 @@
 //! The command-line program: attention over tensors in files, what this machine can run, and how
 //! fast.
 //!
-//! Exit status: 0 when all is well, 1 for a failed check or a run-time failure, 2 for bad input.
+//! Exit status: 0 when all is well, 1 for a failed check or a run-time failure, 2 for bad input, 3 for a
+//! check that found nothing wrong but could not judge every row.
 //! With `--json`, stdout holds JSON alone; messages go to stderr.
 //! `WGPU_ATTENTION_CACHE` names the folder for compiled kernels, or says `off`.
 #![cfg_attr(fuzzing, no_main, allow(dead_code, reason = "the fuzz target stands in for `main`"))]
@@ -54,6 +55,17 @@ enum Command {
 #[error("{0}")]
 struct BadInput(String);
 
+/// A check that saw nothing wrong, and could not judge all that it looked at.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the check could not judge {rows} of {of} rows: rounding in f32 may err there by more than the \
+     result is large"
+)]
+struct Unjudged {
+    rows: usize,
+    of: usize,
+}
+
 fn bad_input(sentence: impl Into<String>) -> anyhow::Error {
     BadInput(sentence.into()).into()
 }
@@ -73,7 +85,14 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
+            let unjudged = error.is::<Unjudged>();
+            ExitCode::from(if unjudged {
+                3
+            } else if is_bad_input(&error) {
+                2
+            } else {
+                1
+            })
         }
     }
 }
