@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::attention::tolerance::EMPTY;
 #[cfg(not(target_family = "wasm"))]
 use crate::cache::{Cache, Choice};
 use crate::pieces::{Rates, SUBMISSION_TIME};
@@ -293,13 +294,29 @@ impl Context {
         pieces::run(self, bound).await
     }
 
-    /// Reads a tensor back to the host, as contiguous `[batch, heads, len, dim]` numbers. The
-    /// −1e30 that f32 buffers hold for −∞ (a masked score, the LSE of a row without keys) comes
-    /// back as −∞.
+    /// Reads a tensor back to the host: its numbers as they are, contiguous `[batch, heads, len, dim]`.
+    /// LSEs and scores are for [`read_logits`](Self::read_logits).
     ///
     /// The buffer needs the usage `COPY_SRC`. On native the future polls the device itself.
+    ///
+    /// # Errors
+    /// A view that leaves its buffer, a buffer without `COPY_SRC`, a lost device, or one out of memory.
     pub async fn read(&self, view: View<'_>) -> Result<Vec<f32>, Error> {
         readback::read(self, view).await
+    }
+
+    /// Reads LSEs or scores back to the host, as [`read`](Self::read) does other tensors. Kernels cannot
+    /// write −∞ and write −1e30 in its place (a masked score, the LSE of a row without keys): numbers up
+    /// to −5e29 come back as −∞.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn read_logits(&self, view: View<'_>) -> Result<Vec<f32>, Error> {
+        let mut logits = readback::read(self, view).await?;
+        for logit in logits.iter_mut().filter(|logit| f64::from(**logit) <= EMPTY) {
+            *logit = f32::NEG_INFINITY;
+        }
+        Ok(logits)
     }
 
     pub(crate) fn absent(&self) -> &Absent {

@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use crate::attention::tolerance::EMPTY;
-use crate::{Context, DType, Error, View};
+use crate::{Context, Error, View};
 
 /// The first and the longest pause between two looks at the device; each is twice the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
@@ -41,13 +40,7 @@ pub(crate) async fn read(context: &Context, view: View<'_>) -> Result<Vec<f32>, 
     let first_byte = view.offset * size / 4 * 4;
     let end_byte = ((view.offset + span) * size).next_multiple_of(4);
     let bytes = read_bytes(context, view.buffer, first_byte, end_byte - first_byte).await?;
-    let mut elements = view.dtype.decode(&bytes);
-    if view.dtype == DType::F32 {
-        // Kernels cannot write −∞ and write −1e30 instead.
-        for x in elements.iter_mut().filter(|x| f64::from(**x) <= EMPTY) {
-            *x = f32::NEG_INFINITY;
-        }
-    }
+    let elements = view.dtype.decode(&bytes);
     let origin = view.offset - first_byte / size;
     let [batches, heads, rows, columns] = view.shape.map(u64::from);
     let [batch, head, row, column] = view.strides;

@@ -164,7 +164,7 @@ fn one_plan_bound_twice_and_encoded_often() {
         for (call, alone) in calls.iter().zip(&alone) {
             let out = pollster::block_on(context.read(call.out.view())).expect("readable");
             assert_eq!(out, alone.out, "{variant}");
-            assert_eq!(Some(call.lse.read(context)), alone.lse, "{variant}");
+            assert_eq!(Some(call.lse.read_logits(context)), alone.lse, "{variant}");
         }
     }
 }
@@ -445,6 +445,6 @@ fn bindings_own_what_they_need() {
     let Call { query, key, value, out, lse, .. } = call;
     drop((query, key, value));
     submit(context, |encoder| bound.encode(encoder));
-    let lse = Some(lse.read(context));
+    let lse = Some(lse.read_logits(context));
     case.judge(&common::Results { out: out.read(context), lse, scores: Vec::new() }, "kept");
 }

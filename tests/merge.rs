@@ -6,6 +6,7 @@ mod common;
 use common::merge::Parts;
 use common::{Case, Layout, Placed, Random, context};
 use wgpu_attention::attention::reference::Reference;
+use wgpu_attention::attention::tolerance::LEAST_LOGIT;
 use wgpu_attention::{
     Activation, Alignment, Array, Attention, Context, DType, Inputs, KeyList, Keys, Lists, Mask,
     Merge, MergeInputs, MergeOutputs, MergeRule, Outputs, Shape, View,
@@ -59,6 +60,23 @@ fn log_weights_and_logits() {
     let own = |x: f32| if random.below(3) == 0 { f32::NAN } else { x };
     parts.logits = Some(logits.into_iter().map(own).collect());
     parts.check(context);
+}
+
+/// Parts that score next to −∞ are no empty ones, alone or with a log-weight that takes them below −5e29.
+#[test]
+fn parts_next_to_minus_infinity() {
+    let Some(context) = context() else { return };
+    let merge = Merge::new(4, [2, 2, 33, 32], DType::F32).with_lse();
+    let mut parts = Parts::draw(merge, 8);
+    for (row, lse) in parts.lse.iter_mut().enumerate().filter(|(_, lse)| **lse > -5e29) {
+        *lse = [-4e29, -4.9e29][row % 2];
+    }
+    parts.check(context);
+    parts.log_weights = Some(vec![-4e29; 4]);
+    parts.check(context);
+    let (_, lse) = parts.run(context).expect("runs");
+    let least = |x: &&f32| f64::from(**x) == LEAST_LOGIT;
+    assert!(lse.iter().filter(least).count() > lse.len() / 2, "{:?}", &lse[..8]);
 }
 
 /// A NaN among a row's LSEs reaches that row alone.
@@ -118,7 +136,7 @@ fn check_parts(context: &Context, case: &Case, lists: &[KeyList]) {
     let host = case.host();
     let reference = Reference::new(&case.attention, &host).expect("valid");
     let rows = reference.sample(usize::MAX);
-    let lse = softmax.then(|| lse.read(context));
+    let lse = softmax.then(|| lse.read_logits(context));
     let (found, found_lse) = reference.check_out(&rows, &out.read(context), lse.as_deref());
     assert!(found.ok, "{:?}: {found:?}", case.attention);
     assert!(found_lse.is_none_or(|found| found.ok), "{:?}: {found_lse:?}", case.attention);

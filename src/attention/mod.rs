@@ -74,6 +74,12 @@ impl Stage {
     /// All of them, in order.
     pub const ALL: [Self; 4] = [Self::Scaled, Self::Modified, Self::Masked, Self::Probabilities];
 
+    /// Whether a score may be −∞ here, by a bias or a mask: then
+    /// [`Context::read_logits`](crate::Context::read_logits) reads it.
+    pub const fn may_be_masked(self) -> bool {
+        matches!(self, Self::Modified | Self::Masked)
+    }
+
     /// The name used on the command line.
     pub const fn name(self) -> &'static str {
         match self {

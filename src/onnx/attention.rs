@@ -74,7 +74,7 @@ pub struct AttentionOutputs {
     /// `present_value`: as `present_key`, of `value_dim`.
     pub present_value: Option<Tensor>,
     /// `qk_matmul_output`: `[batch, q_num_heads, q_len, total_len]`. Where a score is −∞, an f32
-    /// tensor holds −1e30, as everywhere in this library ([`Tensor::read`] gives −∞).
+    /// tensor holds −1e30, as everywhere in this library ([`Tensor::read_logits`] gives −∞).
     pub qk_matmul_output: Option<Tensor>,
 }
 

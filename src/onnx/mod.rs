@@ -121,6 +121,15 @@ impl Tensor {
         context.read(self.view([1, 1, 1, count])).await
     }
 
+    /// As [`read`](Self::read), of scores (`qk_matmul_output`): see [`Context::read_logits`].
+    ///
+    /// # Errors
+    /// As [`Context::read_logits`].
+    pub async fn read_logits(&self, context: &Context) -> Result<Vec<f32>, Error> {
+        let count = self.shape.iter().fold(1u32, |count, &size| count.saturating_mul(size));
+        context.read_logits(self.view([1, 1, 1, count])).await
+    }
+
     /// The tensor with other axes over the same elements.
     fn view(&self, shape: [u32; 4]) -> View<'_> {
         View::new(&self.buffer, self.dtype, shape)

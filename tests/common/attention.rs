@@ -390,11 +390,14 @@ impl Call {
 
     pub fn results(&self, context: &Context) -> Results {
         let outputs = self.outputs();
-        let read = |wanted: bool, placed: &Placed| wanted.then(|| placed.read(context));
+        let scores = || match self.output {
+            Output::Scores(stage) if stage.may_be_masked() => self.scores.read_logits(context),
+            _ => self.scores.read(context),
+        };
         Results {
-            out: read(outputs.out.is_some(), &self.out).unwrap_or_default(),
-            lse: read(outputs.lse.is_some(), &self.lse),
-            scores: read(outputs.scores.is_some(), &self.scores).unwrap_or_default(),
+            out: outputs.out.map(|_| self.out.read(context)).unwrap_or_default(),
+            lse: outputs.lse.map(|_| self.lse.read_logits(context)),
+            scores: outputs.scores.map(|_| scores()).unwrap_or_default(),
         }
     }
 }

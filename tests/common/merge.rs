@@ -77,7 +77,7 @@ impl Parts {
         }
         let bound = pollster::block_on(merge.plan(context))?.bind(&inputs, &outputs)?;
         pollster::block_on(context.run(&bound))?;
-        let lse = if merge.lse { merged_lse.read(context) } else { Vec::new() };
+        let lse = if merge.lse { merged_lse.read_logits(context) } else { Vec::new() };
         Ok((out.read(context), lse))
     }
 

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use wgpu_attention::wgpu::util::DeviceExt as _;
-use wgpu_attention::{Caps, Context, DType, Source, View, wgpu};
+use wgpu_attention::{Caps, Context, DType, Error, Source, View, wgpu};
 
 #[allow(unused_imports, reason = "every test binary uses a part of this")]
 pub use attention::{
@@ -315,9 +315,18 @@ impl Placed {
 
     /// The values, after a look that nothing around them was written.
     pub fn read(&self, context: &Context) -> Vec<f32> {
+        self.read_by(async |whole| context.read(whole).await)
+    }
+
+    /// As `read`, of LSEs or scores.
+    pub fn read_logits(&self, context: &Context) -> Vec<f32> {
+        self.read_by(async |whole| context.read_logits(whole).await)
+    }
+
+    fn read_by(&self, read: impl AsyncFnOnce(View<'_>) -> Result<Vec<f32>, Error>) -> Vec<f32> {
         let count = (self.buffer.size() / self.dtype.size()) as u32;
         let whole = View::new(&self.buffer, self.dtype, [1, 1, 1, count]);
-        let mut elements = pollster::block_on(context.read(whole)).expect("readable");
+        let mut elements = pollster::block_on(read(whole)).expect("readable");
         let total: usize = self.shape.iter().map(|&n| n as usize).product();
         let places = (0..total).map(|index| at(index, self.shape, self.offset, self.strides));
         let values: Vec<f32> = places.clone().map(|place| elements[place]).collect();

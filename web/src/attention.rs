@@ -127,6 +127,10 @@ fn outputs(
     results.add(context, options, ("out", "out"), main)?;
     if attention.output == (Output::Attention { lse: true }) {
         results.add(context, options, ("lse", "lseOut"), (shape.lse(), DType::F32))?;
+        results.mark_logits("lse");
+    }
+    if matches!(attention.output, Output::Scores(stage) if stage.may_be_masked()) {
+        results.mark_logits("out");
     }
     Ok(results)
 }
@@ -176,7 +180,7 @@ impl Planned {
         let bound = self.bind(tensors, &results).map_err(thrown)?;
         self.context.library().run(&bound).await.map_err(thrown)?;
         self.context.alive()?;
-        results.hand_out(&self.context, tensors.taken.on_device).await
+        results.hand_out(tensors.taken.on_device).await
     }
 }
 

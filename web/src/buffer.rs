@@ -1,5 +1,8 @@
 //! Tensors in buffers of the device, and typed arrays on their way in and out.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use js_sys::{Object, Promise, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 use wgpu_attention::{DType, Error, View, wgpu};
@@ -17,6 +20,8 @@ pub struct Buffer {
     pub(crate) raw: wgpu::Buffer,
     pub(crate) kind: DType,
     pub(crate) elements: usize,
+    /// Whether LSEs or masked scores were written last, in which −1e30 stands for −∞.
+    pub(crate) logits: Rc<Cell<bool>>,
 }
 
 /// The tensors of a call: the caller's buffers, or those that were made for it, which are freed with
@@ -91,6 +96,7 @@ impl Buffer {
             let got = format!("{} bytes", bytes.length());
             return Err(thrown(refuse("data", format!("{expected} bytes"), got)));
         }
+        self.logits.set(false);
         upload(&self.context, &self.raw, &bytes)
     }
 
@@ -98,13 +104,7 @@ impl Buffer {
     #[wasm_bindgen(unchecked_return_type = "Promise<TypedArray>")]
     pub fn read(&self) -> Promise {
         let this = self.clone();
-        promise(|| {
-            Ok(async move {
-                let shape = [1, 1, 1, this.elements as u32];
-                let numbers = this.context.read(View::new(&this.raw, this.kind, shape)).await;
-                Ok(typed(&numbers.map_err(thrown)?, this.kind))
-            })
-        })
+        promise(|| Ok(async move { Ok(typed(&this.numbers().await.map_err(thrown)?, this.kind)) }))
     }
 
     /// Frees the device's memory; the buffer is of no use afterwards.
@@ -120,6 +120,16 @@ impl Buffer {
 }
 
 impl Buffer {
+    /// The numbers on the host; −∞ where LSEs and scores are −∞.
+    pub async fn numbers(&self) -> Result<Vec<f32>, Error> {
+        let view = View::new(&self.raw, self.kind, [1, 1, 1, self.elements as u32]);
+        if self.logits.get() {
+            self.context.read_logits(view).await
+        } else {
+            self.context.read(view).await
+        }
+    }
+
     /// Room for `elements` numbers.
     pub fn empty(context: &wgpu_attention::Context, kind: DType, elements: usize) -> Self {
         let size = (elements as u64 * kind.size()).next_multiple_of(4).max(4);
@@ -131,7 +141,7 @@ impl Buffer {
                 | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        Self { context: context.clone(), raw, kind, elements }
+        Self { context: context.clone(), raw, kind, elements, logits: Rc::default() }
     }
 
     /// The buffer that a value is or, for a typed array, that its numbers are copied to. The

@@ -147,7 +147,7 @@ impl Planned {
         let bound = self.bind(&tensors).map_err(thrown)?;
         self.context.library().run(&bound).await.map_err(thrown)?;
         self.context.alive()?;
-        tensors.results.hand_out(&self.context, tensors.taken.on_device).await
+        tensors.results.hand_out(tensors.taken.on_device).await
     }
 }
 

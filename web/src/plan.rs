@@ -117,6 +117,7 @@ impl Results {
                 (Buffer::empty(context.library(), kind, count as usize), false)
             }
         };
+        buffer.logits.set(false);
         self.list.push(Output { name, shape, buffer, held });
         Ok(())
     }
@@ -124,6 +125,12 @@ impl Results {
     /// Adds an output that is an input too.
     pub fn add_buffer(&mut self, name: &'static str, shape: [u32; 4], buffer: Buffer, held: bool) {
         self.list.push(Output { name, shape, buffer, held });
+    }
+
+    /// Says that an output holds LSEs or masked scores.
+    pub fn mark_logits(&self, name: &str) {
+        let found = self.list.iter().filter(|result| result.name == name);
+        found.for_each(|result| result.buffer.logits.set(true));
     }
 
     pub fn view(&self, name: &str, packed: bool) -> Result<View<'_>, Error> {
@@ -134,11 +141,7 @@ impl Results {
 
     /// The results for JavaScript: the one, or all by name; buffers for `on_device` and where the
     /// caller gave some, typed arrays otherwise.
-    pub async fn hand_out(
-        mut self,
-        context: &Context,
-        on_device: bool,
-    ) -> Result<JsValue, JsValue> {
+    pub async fn hand_out(mut self, on_device: bool) -> Result<JsValue, JsValue> {
         let object = Object::new();
         let alone = self.list.len() == 1;
         for Output { name, buffer, held, .. } in &mut self.list {
@@ -146,10 +149,7 @@ impl Results {
             let value = if *held {
                 JsValue::from(buffer.clone())
             } else {
-                let shape = [1, 1, 1, buffer.elements as u32];
-                let view = View::new(&buffer.raw, buffer.kind, shape);
-                let numbers = context.library().read(view).await.map_err(thrown)?;
-                typed(&numbers, buffer.kind)
+                typed(&buffer.numbers().await.map_err(thrown)?, buffer.kind)
             };
             if alone {
                 return Ok(value);

@@ -75,8 +75,13 @@ pub fn on_device(
     };
     Ok(Results {
         out: out.read(context)?,
-        lse: lse.map(|lse| lse.read(context)).transpose()?,
-        scores: scores.map(|scores| scores.read(context)).transpose()?,
+        lse: lse.map(|lse| lse.read_logits(context)).transpose()?,
+        scores: scores
+            .map(|scores| match stage {
+                Some(stage) if stage.may_be_masked() => scores.read_logits(context),
+                _ => scores.read(context),
+            })
+            .transpose()?,
     })
 }
 

@@ -191,6 +191,11 @@ impl DeviceTensor {
     pub fn read(&self, context: &Context) -> Result<Vec<f32>> {
         Ok(block_on(context.read(self.view()))?)
     }
+
+    /// As [`read`](Self::read), of LSEs or scores.
+    pub fn read_logits(&self, context: &Context) -> Result<Vec<f32>> {
+        Ok(block_on(context.read_logits(self.view()))?)
+    }
 }
 
 #[cfg(test)]

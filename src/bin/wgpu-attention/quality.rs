@@ -198,7 +198,8 @@ fn attend(
     let bound = plan.bind(&tensors.inputs(arrays), &outputs)?;
     block_on(context.run(&bound))?;
     let [_, median, _] = timing::time(context, &bound, seconds)?.spread();
-    Ok(Attended { out: out.read(context)?, lse: lse.read(context)?, milliseconds: median * 1e3 })
+    let (out, lse) = (out.read(context)?, lse.read_logits(context)?);
+    Ok(Attended { out, lse, milliseconds: median * 1e3 })
 }
 
 /// The share of the causal pairs that list and mask keep, by evenly spread queries.
