@@ -196,6 +196,7 @@ impl Source {
     }
 
     /// Whether the kernel runs on matrix units, the device's own or emulated ones.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) const fn uses_matrices(&self) -> bool {
         self.uses_matrices
     }
