@@ -62,50 +62,41 @@
 //! [`Scatter`], which writes new rows into a cache; behind it [`Merge`], which joins partial results.
 //! [`onnx`] offers all of it under the names and conventions of ONNX operators.
 
-pub mod arrays;
 pub mod attention;
-#[cfg(not(target_family = "wasm"))]
-mod cache;
 mod caps;
-mod context;
+mod device;
 pub mod error;
-pub mod keys;
+mod launch;
 pub mod linear;
-pub mod mask;
 pub mod merge;
 pub mod onnx;
 pub mod params;
-mod pieces;
-mod plan;
-mod readback;
-mod real;
+mod reference;
 pub mod rope;
 pub mod scatter;
-pub mod score;
 mod shader;
 pub mod shape;
 pub mod tensor;
-#[cfg(not(target_family = "wasm"))]
-mod verification;
-mod workspace;
 
-pub use arrays::{Array, Arrays};
-pub use attention::{Activation, Attention, Output, Positions, Stage, Tiles, Variant};
+pub use attention::arrays::Arrays;
+pub use attention::keys::{KeyList, KeyRow, KeyRows, Keys, ListHeads, Lists, Pattern};
+pub use attention::mask::{Mask, MaskRows, Term, pack_mask};
+pub use attention::score::{Broadcast, Score};
+pub use attention::{
+    Activation, Attention, Inputs, Output, Outputs, Plan, Positions, Stage, Tiles, Variant,
+};
+pub use attention::{arrays, keys, mask, score};
 pub use caps::Caps;
-pub use context::Context;
+pub use device::Context;
 pub use error::{Error, Unsupported};
-pub use keys::{KeyList, KeyRow, KeyRows, Keys, ListHeads, Lists, Pattern};
+pub use launch::{Array, Bound, PackedLayout, Piece};
 pub use linear::{
     Carry, FeatureMap, LinearAttention, LinearInputs, LinearOutputs, LinearPlan, LinearVariant,
     Rule,
 };
-pub use mask::{Mask, MaskRows, Term, pack_mask};
 pub use merge::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule};
-pub use pieces::Piece;
-pub use plan::{Bound, Inputs, Outputs, PackedLayout, Plan};
 pub use rope::{Rope, RopeInputs, RopePairs, RopePlan};
 pub use scatter::{Scatter, ScatterInputs, ScatterPlan};
-pub use score::{Broadcast, Score};
 pub use shader::{Binding, Source, Target};
 pub use shape::{MAX_HEAD_DIM, Shape};
 pub use tensor::{Alignment, DType, View};

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::{Caps, Error};
+use crate::caps::Caps;
+use crate::error::Error;
 
 mod emulate;
 mod unroll;
@@ -45,13 +46,9 @@ pub(crate) struct Fragment {
 /// Includes a file of `shaders/` as a [`Fragment`].
 macro_rules! fragment {
     ($name:literal) => {
-        $crate::shader::Fragment { name: $name, text: include_str!(concat!("../shaders/", $name)) }
-    };
-    // From a module one folder down.
-    (super $name:literal) => {
         $crate::shader::Fragment {
             name: $name,
-            text: include_str!(concat!("../../shaders/", $name)),
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name)),
         }
     };
 }

@@ -1,6 +1,6 @@
 //! The sizes of one attention call.
 
-use crate::Error;
+use crate::error::Error;
 
 /// The largest head dimension, of queries and keys as of values.
 pub const MAX_HEAD_DIM: u32 = 576;

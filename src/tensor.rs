@@ -2,7 +2,15 @@
 
 use std::ops::Range;
 
-use crate::Error;
+use crate::error::Error;
+
+/// Numbers in buffers up to this one stand for −∞: kernels write −1e30, since WGSL may assume
+/// that there are no infinities.
+pub const EMPTY: f64 = -5e29;
+
+/// The least f32 that does not stand for −∞, the next one above [`EMPTY`]: lower logits of kept pairs,
+/// and lower LSEs of rows that keep some, count as this number.
+pub const LEAST_LOGIT: f64 = f32::from_bits(0xf0c9_f2c9) as f64;
 
 /// The element type of a tensor. Arithmetic is f32 whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

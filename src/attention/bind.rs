@@ -3,13 +3,16 @@
 use super::pack::{Packed, broadcast_strides};
 use super::tensors::Tensors;
 use super::{Activation, Attention, Output, Positions, Stage};
-use crate::params::{ABSENT, AttentionParams, UNBOUNDED};
-use crate::plan::{Bound, Inputs, Outputs, Plan, Step};
-use crate::shader::{Source, Target};
-use crate::workspace::{
+use crate::attention::mask::Term;
+use crate::attention::{Inputs, Outputs, Plan};
+use crate::error::Error;
+use crate::launch::workspace::{
     Piece, bind_group, binding, buffer, grid, narrow_source, narrow_step, narrows, uniform,
 };
-use crate::{DType, Error, Term, View};
+use crate::launch::{Bound, Step};
+use crate::params::{ABSENT, AttentionParams, UNBOUNDED};
+use crate::shader::{Source, Target};
+use crate::tensor::{DType, View};
 
 impl Attention {
     /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
@@ -32,7 +35,7 @@ impl Plan {
     ) -> Result<Bound, Error> {
         let attention = &self.attention;
         let tensors = Tensors::check(attention, inputs, outputs)?;
-        crate::arrays::check_arrays(attention, &inputs.arrays)?;
+        crate::attention::arrays::check_arrays(attention, &inputs.arrays)?;
         let packed = Packed::new(&self.context, attention, &inputs.arrays)?;
 
         let mut steps = Vec::new();

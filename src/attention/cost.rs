@@ -1,7 +1,9 @@
 //! How much work a call is, by estimate: long work is submitted in pieces.
 
 use super::{Attention, Output};
-use crate::{Arrays, Keys, MaskRows};
+use crate::attention::arrays::Arrays;
+use crate::attention::keys::Keys;
+use crate::attention::mask::MaskRows;
 
 /// Blocks of queries that are asked for their keys, of so many queries each.
 const SAMPLES: u64 = 16;
@@ -38,7 +40,11 @@ pub(super) fn keys_per_query(attention: &Attention, arrays: &Arrays<'_>) -> f64 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Array, DType, Lists, Mask, Shape};
+    use crate::attention::keys::Lists;
+    use crate::attention::mask::Mask;
+    use crate::launch::Array;
+    use crate::shape::Shape;
+    use crate::tensor::DType;
 
     #[test]
     fn what_is_not_visited_costs_nothing() {

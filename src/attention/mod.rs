@@ -1,29 +1,40 @@
 //! The one attention: its configuration, and the choice of a kernel for it.
 
+pub mod arrays;
 mod bind;
 mod cost;
+mod judge;
+pub mod keys;
+pub mod mask;
 mod pack;
+mod plan;
 pub mod reference;
+pub mod score;
 #[cfg(not(target_family = "wasm"))]
-pub(crate) mod synthetic;
+mod synthetic;
 mod tensors;
 mod tiles;
-pub mod tolerance;
 #[cfg(not(target_family = "wasm"))]
 mod tune;
 mod variant;
 
+pub use crate::reference::tolerance;
+pub use plan::{Inputs, Outputs, Plan};
 pub use tiles::Tiles;
 pub use variant::Variant;
 
-use crate::keys::BLOCK_KEYS;
-use crate::plan::Plan;
-use crate::shader::{Source, Target};
+use crate::attention::keys::BLOCK_KEYS;
+use crate::attention::keys::Keys;
+use crate::attention::mask::Mask;
+use crate::attention::score::{Broadcast, Score};
+use crate::caps::Caps;
+use crate::device::Context;
 #[cfg(not(target_family = "wasm"))]
-use crate::verification::Verdict;
-use crate::{
-    Alignment, Broadcast, Caps, Context, DType, Error, Keys, Mask, Score, Shape, Unsupported,
-};
+use crate::device::verification::Verdict;
+use crate::error::{Error, Unsupported};
+use crate::shader::{Source, Target};
+use crate::shape::Shape;
+use crate::tensor::{Alignment, DType};
 #[cfg(not(target_family = "wasm"))]
 use synthetic::Synthetic;
 

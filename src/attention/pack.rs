@@ -1,9 +1,14 @@
 //! The side arrays of a call, packed into the two buffers that the kernels bind.
 
 use super::cost::keys_per_query;
-use crate::plan::{Copy, PackedLayout};
-use crate::workspace::Packer;
-use crate::{Arrays, Attention, Broadcast, Context, Error, Shape};
+use crate::attention::Attention;
+use crate::attention::arrays::Arrays;
+use crate::attention::score::Broadcast;
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch::workspace::Packer;
+use crate::launch::{Copy, PackedLayout};
+use crate::shape::Shape;
 
 /// The side arrays in two buffers, and the copies that fill what lies on the device.
 pub(super) struct Packed {
@@ -57,7 +62,7 @@ impl Packed {
             documents,
             dense_mask: arrays.dense_mask.map(|(_, broadcast)| broadcast),
             list_len: arrays.list_entries.map_or(0, |entries| entries.len()) as u32,
-            list_trust: crate::keys::trust(attention, arrays)?,
+            list_trust: crate::attention::keys::trust(attention, arrays)?,
             keys_per_query: keys_per_query(attention, arrays),
         })
     }

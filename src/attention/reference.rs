@@ -4,12 +4,15 @@
 //! the precision the kernels have. The distance between the two is the yardstick of
 //! [`tolerance`](super::tolerance).
 
-use super::tolerance::{EMPTY, LEAST_LOGIT};
 use super::{Activation, Attention, Stage};
-use crate::keys::KeyRows;
-use crate::mask::MaskRows;
-use crate::real::{Real, check_len, vector};
-use crate::{Array, Arrays, Broadcast, Error};
+use crate::attention::arrays::Arrays;
+use crate::attention::keys::KeyRows;
+use crate::attention::mask::MaskRows;
+use crate::attention::score::Broadcast;
+use crate::error::Error;
+use crate::launch::Array;
+use crate::reference::real::{Real, at_least_logit, check_len, vector};
+use crate::tensor::EMPTY;
 
 /// The tensors of one call on the host, contiguous `[batch, heads, len, dim]`.
 ///
@@ -416,11 +419,6 @@ fn is_masked<R: Real>(score: R) -> bool {
 fn capped<R: Real>(score: R, cap: f32) -> R {
     let cap = R::real(cap.into());
     cap * (score / cap).tanh()
-}
-
-/// A number that does not stand for −∞: [`LEAST_LOGIT`] in place of lower ones.
-pub(crate) fn at_least_logit<R: Real>(x: R) -> R {
-    if x.into() < LEAST_LOGIT { R::real(LEAST_LOGIT) } else { x }
 }
 
 fn finite_or_nan<R: Real>(x: R) -> R {

@@ -3,12 +3,20 @@
 
 use super::reference::{HostInputs, Reference};
 use super::{Activation, Attention, Output, Positions, Tiles};
-use crate::keys::KeyList;
-use crate::mask::MAX_ROLES;
-use crate::plan::{Inputs, Outputs, Plan, scoped};
-use crate::verification::Verdict;
-use crate::workspace::buffer;
-use crate::{Array, Arrays, Bound, Broadcast, Context, DType, Error, Keys, Shape, View, readback};
+use crate::attention::arrays::Arrays;
+use crate::attention::keys::KeyList;
+use crate::attention::keys::Keys;
+use crate::attention::mask::MAX_ROLES;
+use crate::attention::score::Broadcast;
+use crate::attention::{Inputs, Outputs, Plan};
+use crate::device::verification::{Verdict, mixed, number};
+use crate::device::{Context, readback};
+use crate::error::Error;
+use crate::launch::scoped;
+use crate::launch::workspace::buffer;
+use crate::launch::{Array, Bound};
+use crate::shape::Shape;
+use crate::tensor::{DType, View};
 
 /// Sequences are halved to this length before heads are left out.
 const LONG: u32 = 1024;
@@ -171,7 +179,7 @@ impl Synthetic {
             found.into_iter().find_map(|(name, found)| Some((name, found?)).filter(|f| !f.1.ok));
         Ok(match wrong {
             None => Ok(()),
-            Some((name, found)) => Err(crate::verification::fault(name, &found)),
+            Some((name, found)) => Err(crate::device::verification::fault(name, &found)),
         })
     }
 
@@ -288,18 +296,6 @@ fn bias(shape: &Shape, broadcast: Broadcast) -> [u32; 4] {
 
 fn elements(shape: [u32; 4]) -> u64 {
     shape.into_iter().map(u64::from).product()
-}
-
-/// Bits without any order.
-fn mixed(index: u32) -> u32 {
-    let once = (index ^ index >> 16).wrapping_mul(0x7feb_352d);
-    let twice = (once ^ once >> 15).wrapping_mul(0x846c_a68b);
-    twice ^ twice >> 16
-}
-
-/// Numbers from −2 to 2 without any order.
-pub(crate) fn number(index: u32) -> f32 {
-    (mixed(index) >> 16) as f32 / 16_384.0 - 2.0
 }
 
 /// A shape of at most so many operations: fewer batch entries first, shorter sequences then, fewer

@@ -2,9 +2,11 @@
 //! a device can bind.
 
 use super::{Attention, Output};
-use crate::plan::{Inputs, Outputs, Plan};
-use crate::workspace::{Piece, bound_bytes, check_buffers, expected};
-use crate::{DType, Error, Shape, View};
+use crate::attention::{Inputs, Outputs, Plan};
+use crate::error::Error;
+use crate::launch::workspace::{Piece, bound_bytes, check_buffers, expected};
+use crate::shape::Shape;
+use crate::tensor::{DType, View};
 
 /// The tensors of a call by name; the order is that of the bindings.
 pub(super) struct Tensors<'a> {

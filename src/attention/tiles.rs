@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{Attention, Variant};
-use crate::{Caps, Shape};
+use crate::caps::Caps;
+use crate::shape::Shape;
 
 /// The sizes of one kernel's tiles. One workgroup of `threads_x · threads_y` threads computes
 /// `block_q` rows of output over tiles of `block_k` keys.

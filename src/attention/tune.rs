@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::synthetic::Synthetic;
 use super::{Attention, Tiles, Variant};
-use crate::cache::Choice;
-use crate::plan::{Bound, Plan};
-use crate::{Context, Error, Shape, readback};
+use crate::attention::Plan;
+use crate::device::cache::Choice;
+use crate::device::{Context, readback};
+use crate::error::Error;
+use crate::launch::Bound;
+use crate::shape::Shape;
 
 /// What a call may take in all, unless planning takes as long by itself.
 const DEADLINE: Duration = Duration::from_secs(2);

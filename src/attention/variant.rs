@@ -4,14 +4,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::tiles::{self, Tiles};
-use super::tolerance::LEAST_LOGIT;
 use super::{Activation, Attention, Output};
-use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::workspace::{
+use crate::attention::keys::Keys;
+use crate::caps::Caps;
+use crate::error::{Error, Unsupported};
+use crate::launch::workspace::{
     NARROW_THREADS, dtype_fragment, load_fragment, matrix_load_fragment, matrix_store_fragment,
     store_fragment,
 };
-use crate::{Alignment, Caps, DType, Error, Keys, Unsupported};
+use crate::reference::tolerance::LEAST_LOGIT;
+use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
+use crate::tensor::{Alignment, DType};
 
 /// A kernel: one file of `shaders/attention/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -216,7 +219,7 @@ impl Variant {
             .unrolled(!caps.is_cpu || self == Self::Rows)
             .switch("SOFTMAX", attention.activation == Activation::Softmax)
             .switch("MODIFIED", attention.score.is_modified())
-            .switch("PAIR_TESTS", attention.mask.any(crate::Term::tests_pairs))
+            .switch("PAIR_TESTS", attention.mask.any(crate::attention::mask::Term::tests_pairs))
             // One term or the most there may be: fewer kernels, and one term is the common case.
             .size("TERMS", if attention.mask.terms().len() > 1 { 4 } else { 1 });
         let mut fragments = vec![
@@ -229,9 +232,9 @@ impl Variant {
                 Self::Coop => matrix_store_fragment(alignment, attention.dtype),
                 _ => store_fragment(alignment),
             },
-            fragment!(super "attention/params.wgsl"),
-            fragment!(super "attention/mask.wgsl"),
-            fragment!(super "attention/score.wgsl"),
+            fragment!("attention/params.wgsl"),
+            fragment!("attention/mask.wgsl"),
+            fragment!("attention/score.wgsl"),
         ];
         match tiles {
             Some(tiles) => {
@@ -247,19 +250,19 @@ impl Variant {
                     .size("CHUNK_VECS", tiles.chunk_vecs)
                     .size("VALUE_KEYS", tiles.value_keys)
                     .size("OWNERS", if self == Self::Coop { tiles.threads_y } else { 1 });
-                fragments.push(fragment!(super "attention/walk.wgsl"));
+                fragments.push(fragment!("attention/walk.wgsl"));
                 fragments.extend(keys_fragments(&attention.keys, tiles));
-                fragments.push(fragment!(super "attention/judge.wgsl"));
-                fragments.push(fragment!(super "attention/finish.wgsl"));
+                fragments.push(fragment!("attention/judge.wgsl"));
+                fragments.push(fragment!("attention/finish.wgsl"));
                 if self == Self::Coop {
-                    fragments.push(fragment!(super "attention/coop_stage.wgsl"));
-                    fragments.push(fragment!(super "attention/coop_rows.wgsl"));
+                    fragments.push(fragment!("attention/coop_stage.wgsl"));
+                    fragments.push(fragment!("attention/coop_rows.wgsl"));
                 } else if self != Self::Rows {
-                    fragments.push(fragment!(super "attention/stage.wgsl"));
-                    fragments.push(fragment!(super "attention/forward.wgsl"));
+                    fragments.push(fragment!("attention/stage.wgsl"));
+                    fragments.push(fragment!("attention/forward.wgsl"));
                 }
                 if [Self::Coop, Self::Subgroup].contains(&self) {
-                    fragments.push(fragment!(super "attention/lanes.wgsl"));
+                    fragments.push(fragment!("attention/lanes.wgsl"));
                 }
             }
             None => match attention.output {
@@ -269,8 +272,8 @@ impl Variant {
                         .size("OWNERS", 1)
                         .size("BLOCK_K", block_k)
                         .size("HEAD_VECS", attention.shape.head_dim.div_ceil(4));
-                    fragments.push(fragment!(super "attention/walk.wgsl"));
-                    fragments.push(fragment!(super "attention/keys_dense.wgsl"));
+                    fragments.push(fragment!("attention/walk.wgsl"));
+                    fragments.push(fragment!("attention/keys_dense.wgsl"));
                 }
                 _ => header = header.size("THREADS", SCORES_THREADS),
             },
@@ -278,16 +281,16 @@ impl Variant {
         fragments.push(match self {
             Self::Coop => {
                 header = header.subgroups().matrices(caps);
-                fragment!(super "attention/coop.wgsl")
+                fragment!("attention/coop.wgsl")
             }
-            Self::Rows => fragment!(super "attention/rows.wgsl"),
+            Self::Rows => fragment!("attention/rows.wgsl"),
             Self::Subgroup => {
                 header = header.subgroups();
-                fragment!(super "attention/subgroup.wgsl")
+                fragment!("attention/subgroup.wgsl")
             }
-            Self::Tiled => fragment!(super "attention/tiled.wgsl"),
-            Self::Scores => fragment!(super "attention/scores.wgsl"),
-            Self::BlockSums => fragment!(super "attention/block_sums.wgsl"),
+            Self::Tiled => fragment!("attention/tiled.wgsl"),
+            Self::Scores => fragment!("attention/scores.wgsl"),
+            Self::BlockSums => fragment!("attention/block_sums.wgsl"),
         });
         Source::compose(self.label(), target, &header, &fragments, BINDINGS)
     }
@@ -303,14 +306,14 @@ const fn output_name(output: &Output) -> &'static str {
 
 /// The keys axis. Entries shorter than a tile are gathered like single keys.
 fn keys_fragments(keys: &Keys, tiles: &Tiles) -> Vec<Fragment> {
-    let list = fragment!(super "attention/keys_list.wgsl");
+    let list = fragment!("attention/keys_list.wgsl");
     match keys {
-        Keys::Dense => vec![fragment!(super "attention/keys_dense.wgsl")],
+        Keys::Dense => vec![fragment!("attention/keys_dense.wgsl")],
         Keys::Blocks { block_k, .. } if *block_k >= tiles.block_k => {
-            vec![list, fragment!(super "attention/keys_blocks.wgsl")]
+            vec![list, fragment!("attention/keys_blocks.wgsl")]
         }
         Keys::Blocks { .. } | Keys::Indices { .. } => {
-            vec![list, fragment!(super "attention/keys_gathered.wgsl")]
+            vec![list, fragment!("attention/keys_gathered.wgsl")]
         }
     }
 }

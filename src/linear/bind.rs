@@ -7,12 +7,13 @@ use super::tensors::Tensors;
 use super::tiles::{Half, SCAN_WORKGROUPS, SMALL_THREADS};
 use super::variant::Kernel;
 use super::{Carry, LinearVariant};
-use crate::params::{ABSENT, LinearParams};
-use crate::plan::{Bound, PackedLayout, Step};
-use crate::workspace::{
+use crate::error::Error;
+use crate::launch::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, buffer, grid, narrow_step, uniform,
 };
-use crate::{DType, Error, View};
+use crate::launch::{Bound, PackedLayout, Step};
+use crate::params::{ABSENT, LinearParams};
+use crate::tensor::{DType, View};
 
 /// The workspace of the chunked kernels grows no further than this for the sake of parallel work:
 /// what one kernel leaves there should still be in the cache when the next one reads it.

@@ -1,8 +1,9 @@
 //! Whether side arrays and gates are what a configuration refers to.
 
 use super::{LinearAttention, Rule};
-use crate::arrays::check_device;
-use crate::{Array, Error};
+use crate::error::Error;
+use crate::launch::Array;
+use crate::launch::array::check_device;
 
 /// Checks that gates on the host are in range: logarithms of what is left, so at most 0.
 ///

@@ -16,7 +16,9 @@ pub use check::check_gates;
 pub use plan::{LinearInputs, LinearOutputs, LinearPlan};
 pub use variant::LinearVariant;
 
-use crate::{Alignment, DType, Error, Shape};
+use crate::error::Error;
+use crate::shape::Shape;
+use crate::tensor::{Alignment, DType};
 
 /// The most features a key may have.
 pub const MAX_FEATURES: u32 = 256;

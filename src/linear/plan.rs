@@ -5,8 +5,13 @@ use super::tiles::{Half, Tiles};
 use super::trial;
 use super::variant::Kernel;
 use super::{LinearAttention, LinearVariant};
+use crate::caps::Caps;
+use crate::device::Context;
+use crate::error::{Error, Unsupported};
+use crate::launch;
+use crate::launch::{Array, Bound, workspace};
 use crate::shader::{Source, Target};
-use crate::{Array, Bound, Caps, Context, Error, Unsupported, View, plan, workspace};
+use crate::tensor::View;
 
 /// The tensors that a call of linear attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -274,6 +279,6 @@ impl LinearPlan {
         inputs: &LinearInputs<'_>,
         outputs: &LinearOutputs<'_>,
     ) -> Result<Bound, Error> {
-        plan::scoped(&self.context, || self.bind_checked(inputs, outputs))
+        launch::scoped(&self.context, || self.bind_checked(inputs, outputs))
     }
 }

@@ -3,9 +3,11 @@
 
 use super::check::{check_arrays, check_gates};
 use super::{FeatureMap, LinearAttention, Rule};
-use crate::attention::tolerance::{Comparison, Part, Verdict, compare_parts};
-use crate::real::{Real, check_len, vector};
-use crate::{Array, DType, Error};
+use crate::error::Error;
+use crate::launch::Array;
+use crate::reference::real::{Real, check_len, vector};
+use crate::reference::tolerance::{Comparison, Part, Verdict, compare_parts};
+use crate::tensor::DType;
 
 /// The tensors of one call on the host, contiguous `[batch, heads, len, dim]`.
 ///

@@ -1,6 +1,6 @@
 //! The decay slopes of Lightning attention and TransNormerLLM: `λ = exp(−slope)` per head.
 
-use crate::Error;
+use crate::error::Error;
 
 /// The slopes as released with TransNormerLLM and Lightning attention, and as in MiniMax-01:
 /// `alibi(h) · (1 − layer/(layers − 1) + 1e-5)` for each of `heads` heads, where `alibi(h)` is

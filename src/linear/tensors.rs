@@ -3,8 +3,9 @@
 
 use super::plan::{LinearInputs, LinearOutputs};
 use super::{Carry, LinearAttention};
-use crate::workspace::{Piece, check_buffers, expected};
-use crate::{Alignment, DType, Error, View};
+use crate::error::Error;
+use crate::launch::workspace::{Piece, check_buffers, expected};
+use crate::tensor::{Alignment, DType, View};
 
 /// The tensors of a call, or of a piece of it.
 #[derive(Clone, Copy)]

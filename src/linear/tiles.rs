@@ -2,7 +2,8 @@
 //! configuration.
 
 use super::{FeatureMap, LinearAttention, LinearVariant};
-use crate::{Alignment, Caps};
+use crate::caps::Caps;
+use crate::tensor::Alignment;
 
 /// Threads of one workgroup of `linear.recurrent` and `linear.delta_scan`.
 pub(super) const THREADS: u32 = 128;

@@ -3,11 +3,14 @@
 use super::plan::{LinearInputs, LinearOutputs, LinearPlan};
 use super::reference::{HostInputs, Reference};
 use super::{Carry, LinearAttention, Rule};
-use crate::attention::synthetic::number;
-use crate::plan::scoped;
-use crate::verification::{Verdict, fault};
-use crate::workspace::buffer;
-use crate::{Array, DType, Error, Shape, View, readback};
+use crate::device::readback;
+use crate::device::verification::{Verdict, fault, number};
+use crate::error::Error;
+use crate::launch::Array;
+use crate::launch::scoped;
+use crate::launch::workspace::buffer;
+use crate::shape::Shape;
+use crate::tensor::{DType, View};
 
 /// Tokens of a trial beyond the first chunk and block: neither ends where the sequence does.
 const MORE_TOKENS: u32 = 5;

@@ -5,11 +5,13 @@ use std::str::FromStr;
 
 use super::tiles::{Half, SMALL_THREADS, THREADS, Tiles, alignment};
 use super::{Carry, FeatureMap, LinearAttention};
-use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::workspace::{
+use crate::caps::Caps;
+use crate::error::{Error, Unsupported};
+use crate::launch::workspace::{
     dtype_fragment, load_fragment, matrix_load_fragment, matrix_store_fragment, store_fragment,
 };
-use crate::{Alignment, Caps, DType, Error, Unsupported};
+use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
+use crate::tensor::{Alignment, DType};
 
 /// An algorithm: the recurrence itself, or the one over chunks of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -225,15 +227,15 @@ impl Kernel {
 
     const fn fragment(self) -> Fragment {
         match self {
-            Self::Recurrent => fragment!(super "linear/recurrent.wgsl"),
-            Self::ChunkSums => fragment!(super "linear/chunk_sums.wgsl"),
-            Self::ChunkState => fragment!(super "linear/chunk_state.wgsl"),
-            Self::StateScan => fragment!(super "linear/state_scan.wgsl"),
-            Self::ChunkCorrect => fragment!(super "linear/chunk_correct.wgsl"),
-            Self::DeltaScan => fragment!(super "linear/delta_scan.wgsl"),
-            Self::ChunkOutput => fragment!(super "linear/chunk_output.wgsl"),
-            Self::CoopState => fragment!(super "linear/coop_state.wgsl"),
-            Self::CoopOutput => fragment!(super "linear/coop_output.wgsl"),
+            Self::Recurrent => fragment!("linear/recurrent.wgsl"),
+            Self::ChunkSums => fragment!("linear/chunk_sums.wgsl"),
+            Self::ChunkState => fragment!("linear/chunk_state.wgsl"),
+            Self::StateScan => fragment!("linear/state_scan.wgsl"),
+            Self::ChunkCorrect => fragment!("linear/chunk_correct.wgsl"),
+            Self::DeltaScan => fragment!("linear/delta_scan.wgsl"),
+            Self::ChunkOutput => fragment!("linear/chunk_output.wgsl"),
+            Self::CoopState => fragment!("linear/coop_state.wgsl"),
+            Self::CoopOutput => fragment!("linear/coop_output.wgsl"),
         }
     }
 
@@ -270,7 +272,7 @@ impl Kernel {
             .size("FEATURE_VECS", tiles.feature_vecs)
             .size("CHUNK", tiles.chunk)
             .size("GATES", tiles.gates(linear));
-        let mut fragments = vec![fragment!(super "linear/params.wgsl")];
+        let mut fragments = vec![fragment!("linear/params.wgsl")];
         if self != Self::ChunkSums {
             header = header.size("VALUE_VECS", tiles.value_vecs);
         }
@@ -290,9 +292,9 @@ impl Kernel {
                 );
             fragments.extend(tensor_fragments(self, linear, half));
         }
-        fragments.push(fragment!(super "linear/sequences.wgsl"));
+        fragments.push(fragment!("linear/sequences.wgsl"));
         if !matches!(self, Self::Recurrent | Self::ChunkSums) {
-            fragments.push(fragment!(super "linear/entry.wgsl"));
+            fragments.push(fragment!("linear/entry.wgsl"));
         }
         let (threads, slice) = match self {
             Self::Recurrent => (Some(THREADS), Some(tiles.recurrent_slice)),
@@ -327,17 +329,17 @@ impl Kernel {
         match self {
             Self::StateScan | Self::DeltaScan => {
                 fragments.push(state_fragment(linear, half));
-                fragments.push(fragment!(super "linear/scan.wgsl"));
+                fragments.push(fragment!("linear/scan.wgsl"));
             }
             Self::Recurrent | Self::ChunkSums => {}
-            _ => fragments.push(fragment!(super "linear/chunks.wgsl")),
+            _ => fragments.push(fragment!("linear/chunks.wgsl")),
         }
         if self.is_coop() {
-            fragments.push(fragment!(super "linear/coop_block.wgsl"));
+            fragments.push(fragment!("linear/coop_block.wgsl"));
         }
         if self == Self::CoopOutput {
-            fragments.push(fragment!(super "linear/coop_stage.wgsl"));
-            fragments.push(fragment!(super "linear/coop_scores.wgsl"));
+            fragments.push(fragment!("linear/coop_stage.wgsl"));
+            fragments.push(fragment!("linear/coop_scores.wgsl"));
         }
         fragments.push(self.fragment());
         Source::compose(self.label(), target, &header, &fragments, self.bindings())
@@ -361,9 +363,9 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
     if kernel == Kernel::Recurrent {
         fragments.push(state_fragment(linear, half));
     }
-    fragments.push(fragment!(super "linear/tensors.wgsl"));
+    fragments.push(fragment!("linear/tensors.wgsl"));
     if !kernel.is_coop() {
-        fragments.push(fragment!(super "linear/features.wgsl"));
+        fragments.push(fragment!("linear/features.wgsl"));
     }
     fragments
 }
@@ -371,8 +373,8 @@ fn tensor_fragments(kernel: Kernel, linear: &LinearAttention, half: Half) -> Vec
 /// The fragment through which a kernel sees the caller's state.
 fn state_fragment(linear: &LinearAttention, half: Half) -> Fragment {
     match alignment(linear, half) {
-        Alignment::Vec8 | Alignment::Vec4 => fragment!(super "linear/state_vec4.wgsl"),
-        Alignment::Any => fragment!(super "linear/state_any.wgsl"),
+        Alignment::Vec8 | Alignment::Vec4 => fragment!("linear/state_vec4.wgsl"),
+        Alignment::Any => fragment!("linear/state_any.wgsl"),
     }
 }
 

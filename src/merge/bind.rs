@@ -1,15 +1,16 @@
 //! Binding a merge.
 
 use super::{Merge, MergeInputs, MergeOutputs, MergePlan, MergeRule, THREADS};
-use crate::arrays::check_device;
-use crate::params::MergeParams;
-use crate::pieces::moving;
-use crate::plan::{Bound, PackedLayout, Step};
-use crate::workspace::{
+use crate::error::Error;
+use crate::launch::array::check_device;
+use crate::launch::pieces::moving;
+use crate::launch::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, expected, grid,
     narrow_step, uniform,
 };
-use crate::{DType, Error, View};
+use crate::launch::{Bound, PackedLayout, Step};
+use crate::params::MergeParams;
+use crate::tensor::{DType, View};
 
 /// The tensors of a call by name.
 struct Tensors<'a> {

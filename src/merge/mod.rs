@@ -3,9 +3,13 @@
 mod bind;
 pub mod reference;
 
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch;
+use crate::launch::workspace::{dtype_fragment, store_fragment, with_narrow};
+use crate::launch::{Array, Bound};
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, store_fragment, with_narrow};
-use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
+use crate::tensor::{Alignment, DType, View};
 
 /// Threads of one workgroup.
 const THREADS: u32 = 256;
@@ -241,11 +245,11 @@ impl Merge {
         let fragments = [
             dtype_fragment(self.dtype),
             match self.alignment() {
-                Alignment::Vec8 | Alignment::Vec4 => fragment!(super "merge/load_vec4.wgsl"),
-                Alignment::Any => fragment!(super "merge/load_any.wgsl"),
+                Alignment::Vec8 | Alignment::Vec4 => fragment!("merge/load_vec4.wgsl"),
+                Alignment::Any => fragment!("merge/load_any.wgsl"),
             },
             store_fragment(self.alignment()),
-            fragment!(super "merge/merge.wgsl"),
+            fragment!("merge/merge.wgsl"),
         ];
         let source = Source::compose("merge.merge", target, &header, &fragments, BINDINGS);
         Ok(with_narrow(source, self.alignment(), self.dtype, target))
@@ -287,6 +291,6 @@ impl MergePlan {
         inputs: &MergeInputs<'_>,
         outputs: &MergeOutputs<'_>,
     ) -> Result<Bound, Error> {
-        plan::scoped(&self.context, || self.bind_checked(inputs, outputs))
+        launch::scoped(&self.context, || self.bind_checked(inputs, outputs))
     }
 }

@@ -1,10 +1,10 @@
 //! Merge on the host in f64, the judge of the kernel, and in f32, its yardstick.
 
 use super::{Merge, MergeRule};
-use crate::attention::reference::at_least_logit;
-use crate::attention::tolerance::EMPTY;
-use crate::real::{Real, check_len};
-use crate::{DType, Error};
+use crate::error::Error;
+use crate::reference::real::{Real, at_least_logit, check_len};
+use crate::reference::tolerance::EMPTY;
+use crate::tensor::DType;
 
 /// The tensors of one merge on the host, contiguous, as in
 /// [`MergeInputs`](crate::MergeInputs).

@@ -2,10 +2,14 @@
 
 use super::mask::Axes;
 use super::{AttentionMask, Tensor, append, rounded, unsigned};
-use crate::{
-    Array, Arrays, Attention, Bound, Context, DType, Error, Inputs, Mask, Outputs, Positions,
-    Shape, Stage, View,
-};
+use crate::attention::arrays::Arrays;
+use crate::attention::mask::Mask;
+use crate::attention::{Attention, Inputs, Outputs, Positions, Stage};
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch::{Array, Bound};
+use crate::shape::Shape;
+use crate::tensor::{DType, View};
 
 /// The attributes of a node; an output that it does not have is not computed.
 #[derive(Clone, Debug, Default, PartialEq)]

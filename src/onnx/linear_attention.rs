@@ -1,9 +1,11 @@
 //! ONNX LinearAttention, opset 27.
 
 use super::{Tensor, rounded, widened};
-use crate::{
-    Carry, Context, DType, Error, LinearAttention, LinearInputs, LinearOutputs, Rule, Shape, View,
-};
+use crate::device::Context;
+use crate::error::Error;
+use crate::linear::{Carry, LinearAttention, LinearInputs, LinearOutputs, Rule};
+use crate::shape::Shape;
+use crate::tensor::{DType, View};
 
 /// The attributes of a node.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,7 +1,11 @@
 //! The mask of ONNX Attention, of any rank, as a dense mask or a bias of this library.
 
 use super::Tensor;
-use crate::{Broadcast, Error, Shape, View, pack_mask};
+use crate::attention::mask::pack_mask;
+use crate::attention::score::Broadcast;
+use crate::error::Error;
+use crate::shape::Shape;
+use crate::tensor::View;
 
 /// The input `attn_mask`: it broadcasts to `[batch, q_num_heads, q_len, total_len]`. Its last axis
 /// may be shorter than the keys; those beyond it are masked.

@@ -50,10 +50,16 @@ pub use mask::AttentionMask;
 pub use rotary_embedding::{RotaryEmbeddingAttributes, RotaryEmbeddingInputs, rotary_embedding};
 pub use tensor_scatter::{TensorScatterAttributes, TensorScatterInputs, tensor_scatter};
 
-use crate::plan::{Bound, PackedLayout, Step, scoped};
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch::Array;
+use crate::launch::workspace::{
+    Packer, buffer, narrow_source, narrow_step, widen_source, widen_step,
+};
+use crate::launch::{Bound, PackedLayout, Step, scoped};
+use crate::scatter::{Scatter, ScatterInputs};
 use crate::shader::Target;
-use crate::workspace::{Packer, buffer, narrow_source, narrow_step, widen_source, widen_step};
-use crate::{Array, Context, DType, Error, Scatter, ScatterInputs, View};
+use crate::tensor::{DType, View};
 
 /// A tensor of a graph, on the device: contiguous, from the start of its buffer.
 #[derive(Clone, Debug)]

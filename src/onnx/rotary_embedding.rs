@@ -1,7 +1,10 @@
 //! ONNX RotaryEmbedding, opset 23.
 
 use super::{Tensor, unsigned};
-use crate::{Array, Context, Error, Rope, RopeInputs, RopePairs};
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch::Array;
+use crate::rope::{Rope, RopeInputs, RopePairs};
 
 /// The attributes of a node.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,7 +1,10 @@
 //! ONNX TensorScatter, opset 24.
 
 use super::{Tensor, append, unsigned};
-use crate::{Array, Context, Error, Scatter, ScatterInputs};
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch::Array;
+use crate::scatter::{Scatter, ScatterInputs};
 
 /// The attributes of a node.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,15 +1,16 @@
 //! Binding a rotation.
 
 use super::{Rope, RopeInputs, RopePairs, RopePlan, THREADS};
-use crate::arrays::{check_device, within};
-use crate::params::RopeParams;
-use crate::pieces::moving;
-use crate::plan::{Bound, PackedLayout, Step};
-use crate::workspace::{
+use crate::error::Error;
+use crate::launch::array::{check_device, within};
+use crate::launch::pieces::moving;
+use crate::launch::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, buffer, check_buffers, grid, narrow_step,
     uniform,
 };
-use crate::{DType, Error, View};
+use crate::launch::{Bound, PackedLayout, Step};
+use crate::params::RopeParams;
+use crate::tensor::{DType, View};
 
 impl RopePlan {
     pub(super) fn bind_checked(

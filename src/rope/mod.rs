@@ -14,9 +14,13 @@
 mod bind;
 pub mod reference;
 
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch;
+use crate::launch::workspace::{dtype_fragment, store_fragment, with_narrow};
+use crate::launch::{Array, Bound};
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::workspace::{dtype_fragment, store_fragment, with_narrow};
-use crate::{Alignment, Array, Bound, Context, DType, Error, View, plan};
+use crate::tensor::{Alignment, DType, View};
 
 /// Threads of one workgroup.
 const THREADS: u32 = 256;
@@ -175,7 +179,7 @@ impl Rope {
         let fragments = [
             dtype_fragment(self.dtype),
             store_fragment(self.alignment()),
-            fragment!(super "rope/rope.wgsl"),
+            fragment!("rope/rope.wgsl"),
         ];
         let source = Source::compose("rope.rope", target, &header, &fragments, BINDINGS);
         Ok(with_narrow(source, self.alignment(), self.dtype, target))
@@ -214,6 +218,6 @@ impl RopePlan {
     /// an output in the buffer of an input; a limit that no splitting satisfies; a device out of
     /// memory.
     pub fn bind(&self, inputs: &RopeInputs<'_>, out: View<'_>) -> Result<Bound, Error> {
-        plan::scoped(&self.context, || self.bind_checked(inputs, out))
+        launch::scoped(&self.context, || self.bind_checked(inputs, out))
     }
 }

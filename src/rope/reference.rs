@@ -1,8 +1,9 @@
 //! Rotary embedding on the host in f64, the judge of the kernel, and in f32, its yardstick.
 
 use super::{Rope, RopePairs};
-use crate::real::{Real, check_len};
-use crate::{DType, Error};
+use crate::error::Error;
+use crate::reference::real::{Real, check_len};
+use crate::tensor::DType;
 
 /// The tensors of one rotation on the host, contiguous, as in [`RopeInputs`](crate::RopeInputs).
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,14 +1,15 @@
 //! Binding a scatter.
 
 use super::{Scatter, ScatterInputs, ScatterPlan, THREADS};
-use crate::arrays::check_device;
-use crate::params::ScatterParams;
-use crate::pieces::moving;
-use crate::plan::{Bound, PackedLayout, Step};
-use crate::workspace::{
+use crate::error::Error;
+use crate::launch::array::check_device;
+use crate::launch::pieces::moving;
+use crate::launch::workspace::{
     Packer, Piece, bind_group, binding, bound_bytes, check_buffers, grid, uniform,
 };
-use crate::{DType, Error, View};
+use crate::launch::{Bound, PackedLayout, Step};
+use crate::params::ScatterParams;
+use crate::tensor::{DType, View};
 
 impl ScatterPlan {
     pub(super) fn bind_checked(

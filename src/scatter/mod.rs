@@ -2,8 +2,12 @@
 
 mod bind;
 
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch;
+use crate::launch::{Array, Bound};
 use crate::shader::{Binding, Header, Source, Target, fragment};
-use crate::{Array, Bound, Context, DType, Error, View, plan};
+use crate::tensor::{DType, View};
 
 /// Threads of one workgroup.
 const THREADS: u32 = 256;
@@ -93,7 +97,7 @@ impl Scatter {
     /// The shader that a plan compiles.
     pub fn compose(&self, target: Target) -> Source {
         let header = Header::default().size("THREADS", THREADS);
-        let fragments = [fragment!(super "scatter/scatter.wgsl")];
+        let fragments = [fragment!("scatter/scatter.wgsl")];
         Source::compose("scatter.scatter", target, &header, &fragments, BINDINGS)
     }
 
@@ -130,6 +134,6 @@ impl ScatterPlan {
     /// buffer; 16-bit tensors whose offset or strides are odd; a limit that no splitting
     /// satisfies; a device out of memory.
     pub fn bind(&self, inputs: &ScatterInputs<'_>, cache: View<'_>) -> Result<Bound, Error> {
-        plan::scoped(&self.context, || self.bind_checked(inputs, cache))
+        launch::scoped(&self.context, || self.bind_checked(inputs, cache))
     }
 }

@@ -9,14 +9,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::attention::tolerance::EMPTY;
+use super::rates::{Rates, SUBMISSION_TIME};
+use crate::caps::Caps;
 #[cfg(not(target_family = "wasm"))]
-use crate::cache::{Cache, Choice};
-use crate::pieces::{Rates, SUBMISSION_TIME};
+use crate::device::cache::{Cache, Choice};
+use crate::device::readback;
+#[cfg(not(target_family = "wasm"))]
+use crate::device::verification::Verdicts;
+use crate::error::Error;
 use crate::shader::{Binding, Source};
-#[cfg(not(target_family = "wasm"))]
-use crate::verification::Verdicts;
-use crate::{Bound, Caps, Error, MAX_HEAD_DIM, View, pieces, readback};
+use crate::shape::MAX_HEAD_DIM;
+use crate::tensor::{EMPTY, View};
 
 /// A device, its queue, what it can do, and the pipelines compiled for it so far.
 ///
@@ -285,15 +288,6 @@ impl Context {
         lock(&self.inner.pipelines).len()
     }
 
-    /// Submits the work of `bound` and waits until the device has done it; long work in several
-    /// submissions, see [`with_submission_time`](Self::with_submission_time).
-    ///
-    /// # Errors
-    /// A lost device, or one out of memory.
-    pub async fn run(&self, bound: &Bound) -> Result<(), Error> {
-        pieces::run(self, bound).await
-    }
-
     /// Reads a tensor back to the host: its numbers as they are, contiguous `[batch, heads, len, dim]`.
     /// LSEs and scores are for [`read_logits`](Self::read_logits).
     ///
@@ -533,4 +527,13 @@ fn instance() -> wgpu::Instance {
 /// A panic elsewhere while the lock was held leaves nothing half-done behind it here.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The value of a future that needs no waiting, as those of error scopes on native.
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut cx) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
+    }
 }

@@ -18,8 +18,14 @@
 //! the host are proven when a plan is bound, and a false one is an error; the claims of a list on
 //! the device are ignored.
 
-use crate::arrays::{check_device, check_host, within};
-use crate::{Array, Arrays, Attention, Error, MaskRows, Shape};
+use crate::attention::Attention;
+use crate::attention::arrays::Arrays;
+use crate::attention::arrays::check_host;
+use crate::attention::mask::MaskRows;
+use crate::error::Error;
+use crate::launch::Array;
+use crate::launch::array::{check_device, within};
+use crate::shape::Shape;
 
 mod list;
 mod patterns;
@@ -271,7 +277,7 @@ pub(crate) fn trust(attention: &Attention, arrays: &Arrays) -> Result<u32, Error
     let claims = |entries: &[u32]| entries.iter().any(|entry| entry & FULL != 0);
     let claimed = arrays.list_entries.and_then(|array| array.host()).is_some_and(claims);
     let provable = check_host(arrays).is_ok();
-    if !claimed || !provable || !attention.mask.any(crate::Term::tests_pairs) {
+    if !claimed || !provable || !attention.mask.any(crate::attention::mask::Term::tests_pairs) {
         return Ok(1);
     }
     let masks = MaskRows::new(attention, arrays)?;

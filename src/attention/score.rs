@@ -1,6 +1,7 @@
 //! The score axis: what a pair of a query and a key scores before masking.
 
-use crate::{DType, Error};
+use crate::error::Error;
+use crate::tensor::DType;
 
 /// What a pair scores: `scale · q·k`, then softcap, then ALiBi and the biases added. A kept pair that
 /// then scores −5e29 or less counts as

@@ -8,11 +8,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::attention::tolerance::Comparison;
-use crate::cache::checksum;
-use crate::context::lock;
+use crate::device::Context;
+use crate::device::cache::checksum;
+use crate::device::lock;
+use crate::error::{Error, Unsupported};
+use crate::reference::tolerance::Comparison;
 use crate::shader::Source;
-use crate::{Context, Error, Unsupported};
 
 /// `Ok` for right results; otherwise what was wrong, as a part of a sentence.
 pub(crate) type Verdict = Result<(), String>;
@@ -86,4 +87,16 @@ fn key(context: &Context, label: &str, sources: &[&Source]) -> String {
     let adapter = context.caps().adapter.replace(['\t', '\n'], " ");
     let checked = if context.has_checked_shaders() { " checked" } else { "" };
     format!("{adapter}\t{label}{checked} {:016x}", checksum(text.join("\n").as_bytes()))
+}
+
+/// Bits without any order.
+pub(crate) fn mixed(index: u32) -> u32 {
+    let once = (index ^ index >> 16).wrapping_mul(0x7feb_352d);
+    let twice = (once ^ once >> 15).wrapping_mul(0x846c_a68b);
+    twice ^ twice >> 16
+}
+
+/// Numbers from −2 to 2 without any order.
+pub(crate) fn number(index: u32) -> f32 {
+    (mixed(index) >> 16) as f32 / 16_384.0 - 2.0
 }

@@ -1,8 +1,12 @@
 //! Whether the side arrays are the ones a configuration refers to.
 
-use super::{Array, Arrays};
-use crate::mask::MAX_ROLES;
-use crate::{Attention, Broadcast, Error, Positions};
+use super::Arrays;
+use crate::attention::mask::MAX_ROLES;
+use crate::attention::score::Broadcast;
+use crate::attention::{Attention, Positions};
+use crate::error::Error;
+use crate::launch::Array;
+use crate::launch::array::{check_device, within};
 
 /// Nodes of a tree: the bits of a row of `tree_bits`.
 pub(crate) const TREE_NODES: u32 = 64;
@@ -65,7 +69,7 @@ pub(crate) fn check_arrays(attention: &Attention, arrays: &Arrays) -> Result<(),
     let key_bias = attention.score.key_bias.map(leading).map(|[b, h]| [b, h, key_len]);
     sized("key_bias", arrays.key_bias, key_bias)?;
 
-    crate::keys::check_lists(attention, arrays)?;
+    crate::attention::keys::check_lists(attention, arrays)?;
     check_documents(attention, arrays)
 }
 
@@ -151,24 +155,6 @@ fn sized<'a, const N: usize>(
     }
 }
 
-/// Checks that an array on the device can be copied from its buffer.
-pub(crate) fn check_device(name: &str, array: Array<'_>) -> Result<(), Error> {
-    let Array::Device { buffer, offset, len } = array else { return Ok(()) };
-    if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
-        let got = format!("usages {:?}", buffer.usage());
-        return Err(Error::tensor(name, "a buffer with usage COPY_SRC", got));
-    }
-    let end = offset.checked_add(len as u64).and_then(|end| end.checked_mul(4));
-    if end.is_none_or(|end| end > buffer.size()) {
-        return Err(Error::tensor(
-            name,
-            format!("an array inside its buffer of {} bytes", buffer.size()),
-            format!("{len} words from word {offset} on"),
-        ));
-    }
-    Ok(())
-}
-
 /// Fails at the first value for which `refuse` gives what was expected and what came.
 fn check_all(
     name: &str,
@@ -195,14 +181,6 @@ fn check_below(name: &str, values: &[u32], (what, count): (&str, u64)) -> Result
     })
 }
 
-/// What was expected of numbers of which there are `count`, counted from 0.
-pub(crate) fn within(what: &str, count: u64) -> String {
-    match count.checked_sub(1) {
-        Some(last) => format!("{what} from 0 to {last}"),
-        None => format!("no {what}, since there are none"),
-    }
-}
-
 fn check_ascending(name: &str, starts: &[u32], len: u32) -> Result<(), Error> {
     if let Some(index) = starts.windows(2).position(|pair| pair[0] > pair[1]) {
         let (start, end) = (starts[index], starts[index + 1]);
@@ -224,8 +202,9 @@ fn signed(bits: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mask::MaskRows;
-    use crate::{DType, Shape};
+    use crate::attention::mask::MaskRows;
+    use crate::shape::Shape;
+    use crate::tensor::DType;
 
     /// A configuration of 2 batch entries, 3 heads, 4 queries and 40 keys.
     fn configuration(mask: &str) -> Attention {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::Pattern;
 use super::patterns::Part;
-use crate::Error;
+use crate::error::Error;
 
 impl FromStr for Pattern {
     type Err = Error;

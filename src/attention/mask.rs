@@ -63,7 +63,7 @@
 use std::collections::HashSet;
 use std::ops::{BitAnd, BitOr};
 
-use crate::Error;
+use crate::error::Error;
 
 mod rows;
 mod text;

@@ -4,7 +4,13 @@ use std::collections::HashSet;
 use std::ops::Add;
 
 use super::{FULL, KeyList, Keys, ListHeads, Lists};
-use crate::{Array, Arrays, Attention, Broadcast, Error, Mask, MaskRows, Positions, Shape};
+use crate::attention::arrays::Arrays;
+use crate::attention::mask::{Mask, MaskRows};
+use crate::attention::score::Broadcast;
+use crate::attention::{Attention, Positions};
+use crate::error::Error;
+use crate::launch::Array;
+use crate::shape::Shape;
 
 /// A sparse pattern: the pairs that any of its parts keeps, among those that the mask keeps.
 ///

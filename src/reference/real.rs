@@ -2,7 +2,8 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use crate::Error;
+use crate::error::Error;
+use crate::tensor::LEAST_LOGIT;
 
 /// The arithmetic that the loops need, so that f64 and f32 share them.
 pub(crate) trait Real:
@@ -75,4 +76,9 @@ pub(crate) fn check_len(name: &str, values: &[f32], sizes: &[u32]) -> Result<(),
         return Ok(());
     }
     Err(Error::tensor(name, format!("{expected} values, {sizes:?}"), values.len().to_string()))
+}
+
+/// A number that does not stand for −∞: [`LEAST_LOGIT`] in place of lower ones.
+pub(crate) fn at_least_logit<R: Real>(x: R) -> R {
+    if x.into() < LEAST_LOGIT { R::real(LEAST_LOGIT) } else { x }
 }

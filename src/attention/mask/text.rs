@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Mask, Term};
-use crate::Error;
+use crate::error::Error;
 
 /// The deepest nesting of brackets: the parser calls itself once a level.
 const MAX_DEPTH: usize = 64;

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{fs, io, process};
 
-use crate::context::lock;
-use crate::plan::ready;
-use crate::verification::Verdict;
+use crate::device::lock;
+use crate::device::ready;
+use crate::device::verification::Verdict;
 
 /// Drivers never forget a pipeline: a file of more bytes than this is left behind, to start anew.
 const MOST_BYTES: usize = 256 << 20;

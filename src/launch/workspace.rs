@@ -3,11 +3,14 @@
 
 use std::ops::Range;
 
+use crate::device::Context;
+use crate::error::Error;
+use crate::launch::Array;
+use crate::launch::pieces::moving;
+use crate::launch::{Copy, Step};
 use crate::params::{NarrowParams, WidenParams};
-use crate::pieces::moving;
-use crate::plan::{Copy, Step};
 use crate::shader::{Binding, Fragment, Header, Source, Target, fragment};
-use crate::{Alignment, Array, Context, DType, Error, View};
+use crate::tensor::{Alignment, DType, View};
 
 /// Threads of one workgroup of `common.narrow` and `common.widen`.
 pub(crate) const NARROW_THREADS: u32 = 64;

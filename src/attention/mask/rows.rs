@@ -4,8 +4,13 @@ use std::array;
 use std::ops::Range;
 
 use super::{MAX_TERMS, Mask, Term};
-use crate::arrays::{TREE_NODES, check_arrays, check_host};
-use crate::{Array, Arrays, Attention, Broadcast, Error, Positions, Shape};
+use crate::attention::arrays::Arrays;
+use crate::attention::arrays::{TREE_NODES, check_arrays, check_host};
+use crate::attention::score::Broadcast;
+use crate::attention::{Attention, Positions};
+use crate::error::Error;
+use crate::launch::Array;
+use crate::shape::Shape;
 
 /// A mask with everything its words refer to, ready to be asked row by row.
 ///

@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use crate::{Context, Error, View};
+use crate::device::Context;
+use crate::error::Error;
+use crate::tensor::View;
 
 /// The first and the longest pause between two looks at the device; each is twice the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));

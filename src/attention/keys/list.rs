@@ -3,7 +3,13 @@
 use std::ops::Range;
 
 use super::{FULL, Keys, ListHeads, Lists, check_lists};
-use crate::{Array, Arrays, Attention, DType, Error, MaskRows, Shape};
+use crate::attention::Attention;
+use crate::attention::arrays::Arrays;
+use crate::attention::mask::MaskRows;
+use crate::error::Error;
+use crate::launch::Array;
+use crate::shape::Shape;
+use crate::tensor::DType;
 
 /// A list of keys on the host, with the choice of [`Keys`] that it is for.
 ///
@@ -109,7 +115,7 @@ impl KeyList {
         let dense = arrays.dense_mask.map(|(_, broadcast)| broadcast);
         let per_head = dense.is_some_and(|broadcast| broadcast.per_head);
         let lists = Lists {
-            per_batch: attention.positions == crate::Positions::PerBatch
+            per_batch: attention.positions == crate::attention::Positions::PerBatch
                 || attention.mask.any(|term| term.lengths)
                 || dense.is_some_and(|broadcast| broadcast.per_batch),
             heads: if per_head { ListHeads::QueryHead } else { ListHeads::Shared },
@@ -196,7 +202,7 @@ fn classify(
             });
             let keeps_all = || {
                 rows.iter().all(|row| {
-                    let covers = |(range, term): (&Range<u32>, &crate::Term)| {
+                    let covers = |(range, term): (&Range<u32>, &crate::attention::mask::Term)| {
                         !term.tests_pairs() && range.start <= keys.start && keys.end <= range.end
                     };
                     row.ranges().iter().zip(terms).any(covers)
@@ -237,7 +243,7 @@ impl<'a> KeyRows<'a> {
     /// [`Error::Tensor`] for a list that is missing, not on the host or not as [`Keys`] says.
     pub fn new(attention: &Attention, arrays: &Arrays<'a>) -> Result<Self, Error> {
         check_lists(attention, arrays)?;
-        crate::arrays::check_host(arrays)?;
+        crate::attention::arrays::check_host(arrays)?;
         let host = |array: Option<Array<'a>>| array.and_then(|a| a.host()).unwrap_or_default();
         Ok(Self {
             shape: attention.shape,

@@ -5,51 +5,19 @@
 //! it begins (`shaders/common/workgroup.wgsl`): what is computed, and in which order within a
 //! workgroup, stays the same to the bit. Dispatches keep their order too.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::plan::{Bound, Copy, Step, scoped};
-use crate::workspace::{bind_group_of, uniform};
-use crate::{Caps, Context, Error, readback};
-
-/// What to let a submission take, unless the context says otherwise.
-pub(crate) const SUBMISSION_TIME: Duration = Duration::from_millis(500);
-
-/// Operations a second that any device of the class reaches, in the slowest kernel.
-const CPU_RATE: f64 = 3e8;
-const GPU_RATE: f64 = 1e11;
+use crate::device::{Context, readback};
+use crate::error::Error;
+use crate::launch::workspace::{bind_group_of, uniform};
+use crate::launch::{Bound, Copy, Step, scoped};
 
 /// What moving a byte counts as, in operations.
 const BYTE: f64 = 4.0;
 
-/// A shorter submission measures waiting as well as work ...
-const RESOLUTION: Duration = Duration::from_millis(2);
-
-/// ... and one shorter than this does not show that a device is slow.
-const TELLING: Duration = Duration::from_millis(20);
-
 /// What it costs to read and write so many bytes, in operations.
 pub(crate) fn moving(bytes: u64) -> f64 {
     BYTE * bytes as f64
-}
-
-/// Operations a second that each kind of work, by its label, was last seen to reach.
-#[derive(Debug, Default)]
-pub(crate) struct Rates(HashMap<&'static str, f64>);
-
-impl Rates {
-    /// As measured, or what is safe.
-    fn of(&self, caps: &Caps, label: &str) -> f64 {
-        let safe = if caps.is_cpu { CPU_RATE } else { GPU_RATE };
-        self.0.get(label).copied().unwrap_or(safe)
-    }
-
-    fn learn(&mut self, caps: &Caps, piece: &Piece, time: Duration) {
-        let reached = piece.cost / time.max(RESOLUTION).as_secs_f64();
-        if time >= TELLING || reached > self.of(caps, piece.label) {
-            self.0.insert(piece.label, reached);
-        }
-    }
 }
 
 /// A part of a call's work that makes one submission; see [`Bound::pieces`].
@@ -147,9 +115,19 @@ impl Bound {
     }
 }
 
-/// Submits the work of `bound` piece by piece, and waits for each, which shows how fast the device
-/// is.
-pub(crate) async fn run(context: &Context, bound: &Bound) -> Result<(), Error> {
+impl Context {
+    /// Submits the work of `bound` and waits until the device has done it; long work in several
+    /// submissions, see [`with_submission_time`](Self::with_submission_time). Each shows how fast the
+    /// device is.
+    ///
+    /// # Errors
+    /// A lost device, or one out of memory.
+    pub async fn run(&self, bound: &Bound) -> Result<(), Error> {
+        run(self, bound).await
+    }
+}
+
+async fn run(context: &Context, bound: &Bound) -> Result<(), Error> {
     let device = context.device();
     let mut place = Place::default();
     loop {
@@ -169,7 +147,7 @@ pub(crate) async fn run(context: &Context, bound: &Bound) -> Result<(), Error> {
             return Err(context.failure(error));
         }
         readback::finished(context).await?;
-        context.rates().learn(context.caps(), &piece, start.elapsed());
+        context.rates().learn(context.caps(), (piece.label, piece.cost), start.elapsed());
         if place.step == bound.steps.len() {
             return Ok(());
         }

@@ -1,0 +1,13 @@
+//! A device and what was compiled on it: contexts, the files that outlive a process, trials of kernels,
+//! and waiting.
+
+#[cfg(not(target_family = "wasm"))]
+pub(crate) mod cache;
+mod context;
+mod rates;
+pub(crate) mod readback;
+#[cfg(not(target_family = "wasm"))]
+pub(crate) mod verification;
+
+pub use context::Context;
+pub(crate) use context::{lock, ready};
