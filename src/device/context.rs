@@ -207,7 +207,7 @@ impl Context {
     }
 
     /// The same device and pipelines, with another time for a submission of [`run`](Self::run) and
-    /// of [`Bound::pieces`] to take at most, by estimate; 500 ms at first. `Duration::MAX` cuts
+    /// of [`Bound::pieces`](crate::Bound::pieces) to take at most, by estimate; 500 ms at first. `Duration::MAX` cuts
     /// nothing.
     #[must_use]
     pub fn with_submission_time(&self, time: Duration) -> Self {

@@ -82,33 +82,33 @@ impl Step {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PackedLayout {
-    /// [`Arrays::query_offset`], in the metadata.
+    /// [`Arrays::query_offset`](crate::Arrays::query_offset), in the metadata.
     pub query_offset: Option<u32>,
-    /// [`Arrays::query_starts`], in the metadata.
+    /// [`Arrays::query_starts`](crate::Arrays::query_starts), in the metadata.
     pub query_starts: Option<u32>,
-    /// [`Arrays::key_starts`], in the metadata.
+    /// [`Arrays::key_starts`](crate::Arrays::key_starts), in the metadata.
     pub key_starts: Option<u32>,
-    /// [`Arrays::key_lengths`], in the metadata.
+    /// [`Arrays::key_lengths`](crate::Arrays::key_lengths), in the metadata.
     pub key_lengths: Option<u32>,
-    /// [`Arrays::query_roles`], in the metadata.
+    /// [`Arrays::query_roles`](crate::Arrays::query_roles), in the metadata.
     pub query_roles: Option<u32>,
-    /// [`Arrays::key_roles`], in the metadata.
+    /// [`Arrays::key_roles`](crate::Arrays::key_roles), in the metadata.
     pub key_roles: Option<u32>,
-    /// [`Arrays::role_table`], in the metadata.
+    /// [`Arrays::role_table`](crate::Arrays::role_table), in the metadata.
     pub role_table: Option<u32>,
-    /// [`Arrays::tree_bits`], in the metadata.
+    /// [`Arrays::tree_bits`](crate::Arrays::tree_bits), in the metadata.
     pub tree_bits: Option<u32>,
-    /// [`Arrays::dense_mask`], in the metadata.
+    /// [`Arrays::dense_mask`](crate::Arrays::dense_mask), in the metadata.
     pub dense_mask: Option<u32>,
-    /// [`Arrays::list_offsets`], in the metadata.
+    /// [`Arrays::list_offsets`](crate::Arrays::list_offsets), in the metadata.
     pub list_offsets: Option<u32>,
-    /// [`Arrays::list_entries`], in the metadata.
+    /// [`Arrays::list_entries`](crate::Arrays::list_entries), in the metadata.
     pub list_entries: Option<u32>,
-    /// [`Arrays::alibi_slopes`], in the side buffer.
+    /// [`Arrays::alibi_slopes`](crate::Arrays::alibi_slopes), in the side buffer.
     pub alibi_slopes: Option<u32>,
-    /// [`Arrays::key_bias`], in the side buffer.
+    /// [`Arrays::key_bias`](crate::Arrays::key_bias), in the side buffer.
     pub key_bias: Option<u32>,
-    /// [`Arrays::sinks`], in the side buffer.
+    /// [`Arrays::sinks`](crate::Arrays::sinks), in the side buffer.
     pub sinks: Option<u32>,
     /// [`MergeInputs::log_weights`](crate::MergeInputs::log_weights), in the side buffer.
     pub log_weights: Option<u32>,

@@ -87,7 +87,7 @@ impl Comparison {
 ///   and the usual, errors of either sign on weights of like size, for any number.
 ///
 /// `magnitude` is what errors of the tensor's f32 arithmetic scale with: the largest absolute
-/// value for `out` (or, tighter, [`Row::magnitude`](super::reference::Row::magnitude)), 1 for
+/// value for `out` (or, tighter, [`Row::magnitude`](crate::attention::reference::Row::magnitude)), 1 for
 /// probabilities, the largest absolute score for scores. Elements where either tensor is not
 /// finite do not count.
 pub fn bound(reference: &[f64], eager: &[f64], dtype: DType, magnitude: f64) -> f64 {
@@ -156,8 +156,8 @@ impl Errors {
 /// - Anywhere else NaN and infinities fail, except where the eager form overflows: such elements
 ///   are counted and left unjudged.
 ///
-/// Every element is judged, whatever the magnitude: which rows cannot be, [`Reference::check_out`],
-/// [`Reference::check_scores`] and those of the other families know.
+/// Every element is judged, whatever the magnitude: which rows cannot be, [`Reference::check_out`](crate::attention::reference::Reference::check_out),
+/// [`Reference::check_scores`](crate::attention::reference::Reference::check_scores) and those of the other families know.
 ///
 /// Tensors of different lengths fail, with the shorter one's length as `worst_index`.
 pub fn compare(

@@ -16,7 +16,7 @@ const SHADERS: &str = include_str!("matrix_shaders.txt");
 
 /// The host's code that those kernels depend on: it composes their text and feeds them.
 const SOURCES: [&str; 5] =
-    ["src/shader.rs", "src/shader", "src/workspace.rs", "src/attention", "src/linear"];
+    ["src/shader.rs", "src/shader", "src/launch", "src/attention", "src/linear"];
 
 /// How many files a warning names.
 const NAMED: usize = 8;
