@@ -34,6 +34,10 @@ pub struct Caps {
     /// The cooperative-matrix configurations the adapter reports, when the device may use them and
     /// let a subgroup wait for itself.
     pub matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// How many rounds all loops of an invocation make together at most, on a driver that ends them
+    /// then without a word: longer walks are cut into several dispatches. `None` where loops end by
+    /// themselves. See docs/platform.md.
+    pub loop_rounds: Option<u32>,
     /// Whether kernels on matrix units are rewritten to do without: for tests.
     #[doc(hidden)]
     pub emulates_matrices: bool,
@@ -49,6 +53,14 @@ fn browser_has(device: &wgpu::Device, feature: &str) -> bool {
 #[cfg(not(target_family = "wasm"))]
 fn browser_has(_: &wgpu::Device, _: &str) -> bool {
     false
+}
+
+/// The rounds after which lavapipe (Mesa's llvmpipe) ends all loops of an invocation, without a word.
+/// Seen with Mesa 22.3.6 in December 2026: one counter for all loops of the invocations that share a
+/// vector, which also counts the question that ends a loop, is never set back, and leaves every later
+/// loop one round (`LP_MAX_TGSI_LOOP_ITERATIONS` of gallivm). See docs/platform.md.
+fn lavapipe_loop_rounds(info: &wgpu::AdapterInfo) -> Option<u32> {
+    (info.driver == "llvmpipe" || info.name.starts_with("llvmpipe")).then_some(65_535)
 }
 
 /// What a kernel on matrix units needs of the device.
@@ -85,6 +97,7 @@ impl Caps {
             } else {
                 Vec::new()
             },
+            loop_rounds: lavapipe_loop_rounds(&info),
             emulates_matrices: false,
         }
     }
@@ -106,6 +119,7 @@ impl Caps {
             shader_f16: false,
             timestamps: false,
             matrices: Vec::new(),
+            loop_rounds: None,
             emulates_matrices: false,
         }
     }

@@ -143,12 +143,12 @@ pub struct AttentionParams {
     pub list_shift: u32,
     /// What is known of the list: 0 nothing, 1 it ascends without overlaps, 2 full entries are.
     pub list_trust: u32,
-    /// Keeps the size a multiple of 16 bytes.
-    pub padding_0: u32,
-    /// As `padding_0`.
-    pub padding_1: u32,
-    /// As `padding_0`.
-    pub padding_2: u32,
+    /// The first position of keys that the dispatch walks, where walks are cut into parts.
+    pub part_first: u32,
+    /// The end of its positions.
+    pub part_end: u32,
+    /// Whether rows go on from what the parts before left.
+    pub resumes: u32,
 }
 
 /// Twin of `Params` in `shaders/merge/merge.wgsl`.

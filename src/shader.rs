@@ -6,7 +6,10 @@ use crate::caps::Caps;
 use crate::error::Error;
 
 mod emulate;
+mod rounds;
 mod unroll;
+
+pub(crate) use rounds::Rounds;
 
 /// Which compiler a shader is for; only the header differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -196,6 +199,19 @@ impl Source {
     #[cfg(not(target_family = "wasm"))]
     pub(crate) const fn uses_matrices(&self) -> bool {
         self.uses_matrices
+    }
+
+    /// How many rounds the loops of an invocation make at most, given constants that only the bounds
+    /// name; `None` where a loop has no bound: a
+    /// fault in `shaders/`, which the tests find.
+    pub(crate) fn rounds(&self, more: &[(&str, u32)]) -> Option<Rounds> {
+        let fault = match rounds::count(&self.wgsl, more) {
+            Ok(rounds) => return Some(rounds),
+            Err(fault) => fault,
+        };
+        let (file, line) = self.origins.get(fault.line).copied().unwrap_or((None, fault.line));
+        log::error!("{}, {}:{line}: {}", self.label, file.unwrap_or("header"), fault.what);
+        None
     }
 
     /// The text, as the compiler sees it; the entry point is `main`.

@@ -59,6 +59,15 @@ fn weight_of(row: ptr<function, Row>, score: f32, poisoned: bool) -> f32 {
     return 1.0 / (1.0 + exp2(min(-(LOG2_E * score + params.sigmoid_bias), 100.0)));
 }
 
+// What a part does, where the walk is cut into parts: all of them find each row's maximum and total,
+// which they hand on through `out`, before any adds up weights.
+const FIND_TOTALS: u32 = 1u;
+const ADD_WEIGHTS: u32 = 2u;
+
+fn state_at(here: Place, query_index: u32) -> u32 {
+    return params.out.w + here.batch * params.out.x + here.head * params.out.y + query_index * params.out.z;
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -76,13 +85,29 @@ fn main(
     let walk = plan_walk(thread, &row);
     // The blocks of keys that the mask leaves something of.
     let last = max(walk.count, 1u) - 1u;
-    let first_block = u32(walk.ranges[0].x) / BLOCK_K;
-    let end_block = (u32(walk.ranges[last].y) + BLOCK_K - 1u) / BLOCK_K;
+    var first_block = u32(walk.ranges[0].x) / BLOCK_K;
+    var end_block = (u32(walk.ranges[last].y) + BLOCK_K - 1u) / BLOCK_K;
+    var key_blocks = vec2(0u, (params.key_len + BLOCK_K - 1u) / BLOCK_K);
+    if (PARTS) {
+        // A part is whole blocks.
+        key_blocks = min(vec2(params.part_first, params.part_end) / BLOCK_K, vec2(key_blocks.y));
+        first_block = clamp(first_block, key_blocks.x, key_blocks.y);
+        end_block = clamp(end_block, key_blocks.x, key_blocks.y);
+    }
 
     var poisoned = false;
     if (SOFTMAX) {
         row.maximum = sink_of(here);
         row.total = select(0.0, 1.0, row.maximum > EMPTY);
+        if (PARTS && row.exists && (params.resumes != 0u || params.stage == ADD_WEIGHTS)) {
+            let state = load_out(state_at(here, u32(row.query)), 4u);
+            row.maximum = state.x;
+            row.total = state.y;
+            poisoned = state.z > 0.0;
+        }
+    }
+    if (SOFTMAX && (!PARTS || params.stage == FIND_TOTALS)) {
+        // rounds: WALK
         for (var first = first_block * BLOCK_K; first < end_block * BLOCK_K; first += STAGED_KEYS) {
             let scores = score_keys(&row, here, thread, first);
             var maximum = row.maximum;
@@ -96,20 +121,29 @@ fn main(
                 row.total += weight_of(&row, scores[i], false);
             }
         }
+        if (PARTS) {
+            if (row.exists) {
+                let state = vec4(row.maximum, row.total, select(0.0, 1.0, poisoned), 0.0);
+                store_out(state_at(here, u32(row.query)), 4u, state);
+            }
+            return;
+        }
     }
     var factor = 1.0;
     if (SOFTMAX) {
         factor = select(select(0.0, 1.0 / row.total, row.total > 0.0), 1.0, poisoned);
     }
-    let key_blocks = (params.key_len + BLOCK_K - 1u) / BLOCK_K;
     let start = params.lse.w + here.batch * params.lse.x + here.head * params.lse.y + block * params.lse.z;
-    for (var key_block = thread; key_block < key_blocks; key_block += THREADS) {
+    // rounds: WALK
+    for (var key_block = key_blocks.x + thread; key_block < key_blocks.y; key_block += THREADS) {
         if (key_block < first_block || key_block >= end_block) {
             lse[start + key_block] = 0.0;
         }
     }
+    // rounds: WALK / (BLOCK_K / STAGED_KEYS)
     for (var key_block = first_block; key_block < end_block; key_block++) {
         var sum = 0.0;
+        // rounds: WALK
         for (var first = key_block * BLOCK_K; first < (key_block + 1u) * BLOCK_K; first += STAGED_KEYS) {
             let scores = score_keys(&row, here, thread, first);
             for (var i = 0u; i < STAGED_KEYS; i++) {

@@ -234,11 +234,14 @@ fn main(
     }
     // A bias of −∞ masks its pair in any tile.
     let biased = MODIFIED && (params.bias_dtype != 0u || params.key_bias_at != ABSENT);
+    // rounds: WALK
     for (var index = 0u; index < walk.count; index++) {
         var range = range_at(&walk, index);
         var after = next_range(&walk, index + 1u);
         var first = range.start;
+        // rounds: WALK
         while (first < range.end) {
+            // rounds: WALK
             for (; !MODIFIED && is_full(&walk, range, first); first += i32(BLOCK_K)) {
                 workgroupBarrier();
                 put(&next, thread, true);

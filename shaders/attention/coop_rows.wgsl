@@ -97,8 +97,10 @@ fn weigh(row: ptr<function, Row>, part: ptr<function, Part>, scale: f32) -> f32 
 fn keeps_non_finite(row: ptr<function, Row>, here: Place, walk: ptr<function, Walk>, dim: u32) -> vec4<bool> {
     var found = vec4(false);
     let start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y + dim;
+    // rounds: WALK
     for (var range = 0u; range < (*walk).count; range++) {
         let bounds = range_at(walk, range);
+        // rounds: WALK * BLOCK_K
         for (var position = bounds.start; position < bounds.end; position++) {
             let key_index = i32(key_at(u32(position)));
             if (keeps(row, here, key_index)) {

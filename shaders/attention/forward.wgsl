@@ -11,7 +11,7 @@
 //  5. What is staged next is loaded into registers before the arithmetic on what is there.
 // Barriers per tile: two for each staged chunk of keys and of values.
 // Which tiles come, and what key a position of the walk is, keys_*.wgsl say.
-// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), the staging of stage.wgsl, judge.wgsl, finish.wgsl.
+// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), stage.wgsl, judge.wgsl, finish.wgsl, resume.wgsl.
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
 const COLS: u32 = BLOCK_K / THREADS_X;
@@ -154,6 +154,18 @@ fn attend(group: u32, thread: u32) {
     var walk = plan_walk(thread, &row);
     open_keys(&walk, here, first_query);
     var acc: Outputs;
+    if (PARTS) {
+        let total = resume_row(&row, here, select(params.query_len, first_query + owned_row, owns));
+        row.total = select(0.0, total, lane == 0u);
+        // unroll
+        for (var r = 0u; r < ROWS; r++) {
+            // unroll
+            for (var vector = 0u; vector < OUT_VECS; vector++) {
+                acc[r * OUT_VECS + vector] =
+                    resume_out(here, first_query + r * THREADS_Y + thread_y, 4u * (vector * THREADS_X + thread_x));
+            }
+        }
+    }
     var next: Next;
     fetch_query(&next, thread, here, first_query, 0u);
     if (QUERY_RESIDENT) {
@@ -161,10 +173,12 @@ fn attend(group: u32, thread: u32) {
     }
     var after = next_range(&walk, 0u);
     fetch_key(&next, thread, here, u32(after.start), 0u);
+    // rounds: WALK
     while (after.start < after.end) {
         let range = after;
         after = next_range(&walk, range.index + 1u);
         let end = range.end;
+        // rounds: WALK
         for (var first = range.start; first < end; first += i32(BLOCK_K)) {
             // A bias of −∞ masks its pair in any tile.
             let full = is_full(&walk, range, first)

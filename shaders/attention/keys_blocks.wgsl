@@ -8,6 +8,11 @@ fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {
     let row = list_row(here, first_query);
     (*walk).list_at = row.x;
     (*walk).count = row.y;
+    if (PARTS) {
+        let first = min(params.part_first >> params.list_shift, row.y);
+        (*walk).list_at += first;
+        (*walk).count = min(params.part_end >> params.list_shift, row.y) - first;
+    }
 }
 
 const ENTRIES: bool = true;

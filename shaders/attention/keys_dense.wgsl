@@ -1,7 +1,15 @@
 // The keys axis, dense: a block of queries visits all that the mask leaves. A position of the walk
 // is a key.
 
-fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {}
+// A part walks what lies in its range.
+fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {
+    if (PARTS) {
+        for (var term = 0u; term < TERMS; term++) {
+            let range = (*walk).ranges[term];
+            (*walk).ranges[term] = clamp(range, vec2(i32(params.part_first)), vec2(i32(params.part_end)));
+        }
+    }
+}
 
 // Whether ranges are the entries of a list: many, short, and each behind a load. Where they are,
 // `entry_at` loads one, whatever its number, and `range_of` makes a range of it, an empty one behind
@@ -25,7 +33,9 @@ fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
 // Whether every row that the walk is for keeps every key of the tile at `first`, which begins in the
 // range.
 fn is_full(walk: ptr<function, Walk>, range: Range, first: i32) -> bool {
-    return first < range.end && keeps_all(walk, first, first + i32(BLOCK_K));
+    // Where no part ends, what every row keeps ends no earlier than the tile.
+    let inside = first + select(0, i32(BLOCK_K) - 1, PARTS) < range.end;
+    return inside && keeps_all(walk, first, first + i32(BLOCK_K));
 }
 
 // Whether a row that the walk is for may keep a key of the tile at `first`.

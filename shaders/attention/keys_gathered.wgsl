@@ -14,6 +14,9 @@ fn open_keys(walk: ptr<function, Walk>, here: Place, first_query: u32) {
     (*walk).list_at = row.x;
     (*walk).ranges[0] = vec2(0, i32(positions));
     (*walk).count = select(0u, 1u, positions > 0u);
+    if (PARTS) {
+        (*walk).ranges[0] = vec2<i32>(min(vec2(params.part_first, params.part_end), vec2(positions)));
+    }
 }
 
 const ENTRIES: bool = false;
@@ -27,7 +30,7 @@ fn range_of(walk: ptr<function, Walk>, index: u32, entry: u32) -> Range {
 }
 
 fn range_at(walk: ptr<function, Walk>, index: u32) -> Range {
-    return Range(index, 0, (*walk).ranges[0].y, false);
+    return Range(index, select(0, (*walk).ranges[0].x, PARTS), (*walk).ranges[0].y, false);
 }
 
 // Where entries ascend, so do the keys of a tile.
@@ -41,6 +44,7 @@ fn is_full(walk: ptr<function, Walk>, range: Range, first: i32) -> bool {
     }
     var proven = params.list_trust == LIST_PROVEN;
     let final_entry = (*walk).list_at + (u32(last) >> params.list_shift);
+    // rounds: BLOCK_K
     for (var at = (*walk).list_at + (u32(first) >> params.list_shift); proven && at <= final_entry; at++) {
         proven = metadata[at] >= LIST_FULL;
     }

@@ -2,6 +2,7 @@
 
 fn row_max(x: f32) -> f32 {
     var largest = x;
+    // rounds: LANES
     for (var distance = 1u; distance < LANES; distance *= 2u) {
         largest = max(largest, subgroupShuffleXor(largest, distance));
     }
@@ -10,6 +11,7 @@ fn row_max(x: f32) -> f32 {
 
 fn row_sum(x: f32) -> f32 {
     var total = x;
+    // rounds: LANES
     for (var distance = 1u; distance < LANES; distance *= 2u) {
         total += subgroupShuffleXor(total, distance);
     }

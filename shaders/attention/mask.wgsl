@@ -62,6 +62,7 @@ fn sequence_stand(batch: u32, query: i32) -> Stand {
 fn document_stand(batch: u32, query: i32) -> Stand {
     var low = 0u;
     var high = params.documents;
+    // rounds: 32u
     while (high - low > 1u) {
         let middle = (low + high) / 2u;
         if (i32(metadata[params.query_starts_at + middle]) <= query) {

@@ -65,9 +65,9 @@ struct Params {
     list_block_q: u32,
     list_shift: u32,
     list_trust: u32,
-    padding_0: u32,
-    padding_1: u32,
-    padding_2: u32,
+    part_first: u32,
+    part_end: u32,
+    resumes: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -6,10 +6,9 @@
 //  2. A row's output is rescaled when its maximum has grown by SLACK: a branch is cheap here, and
 //     most keys do not take it.
 //  3. The loops over rows and keys are written out even here; those over dims stay loops, so that the
-//     text is short whatever the dims are. Their rounds are counted (`rounds_of_rows`): lavapipe
-//     ends all loops of a thread after 65,535.
+//     text is short whatever the dims are.
 // Barriers: those of the walk, in front of the loop.
-// Expects: the keys axis, judge.wgsl, finish.wgsl.
+// Expects: the keys axis, judge.wgsl, finish.wgsl, resume.wgsl.
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
 const THREADS: u32 = THREADS_Y;
@@ -37,6 +36,7 @@ alias Scores = array<vec4<f32>, ROWS * FOURS>;
 
 // Masks and modifies scores: MASKED where the pair does not count.
 fn judge(rows: ptr<function, Rows>, count: u32, scores: ptr<function, Scores>, here: Place, first: i32, end: i32, full: bool) {
+    // rounds: ROWS
     for (var r = 0u; r < count; r++) {
         var row = (*rows)[r];
         // unroll
@@ -74,6 +74,7 @@ fn weigh(states: ptr<function, States>, scores: ptr<function, Scores>, acc: ptr<
                 (*states)[r].total *= factor;
                 factors[r] = factor;
             }
+            // rounds: VALUE_VECS
             for (var vector = 0u; vector < params.value_dim / 4u; vector++) {
                 // unroll
                 for (var r = 0u; r < ROWS; r++) {
@@ -109,6 +110,7 @@ fn attend(group: u32, thread: u32) {
     let count = min(params.query_len - min(first_row, params.query_len), ROWS);
     var rows: Rows;
     open_walk(thread);
+    // rounds: ROWS
     for (var r = 0u; r < count; r++) {
         var row = start_row(here.batch, first_row + r);
         widen_walk(&row, 0u);
@@ -123,6 +125,7 @@ fn attend(group: u32, thread: u32) {
     var queries: array<vec4<f32>, ROWS * HEAD_VECS>;
     var acc: Outs;
     let query_start = params.query.w + here.batch * params.query.x + here.head * params.query.y;
+    // rounds: HEAD_VECS
     for (var vector = 0u; vector < head_vecs; vector++) {
         // unroll
         for (var r = 0u; r < ROWS; r++) {
@@ -135,14 +138,29 @@ fn attend(group: u32, thread: u32) {
     for (var r = 0u; r < ROWS; r++) {
         states[r] = State(MASKED, 0.0, 0u);
     }
+    if (PARTS) {
+        // unroll
+        for (var r = 0u; r < ROWS; r++) {
+            var row = rows[r];
+            row.maximum = MASKED;
+            let total = resume_row(&row, here, first_row + r);
+            states[r] = State(row.maximum, total, select(0u, 0x7f800000u, row.poisoned));
+            // rounds: VALUE_VECS
+            for (var vector = 0u; vector < params.value_dim / 4u; vector++) {
+                acc[r * VALUE_VECS + vector] = resume_out(here, first_row + r, 4u * vector);
+            }
+        }
+    }
 
     let last = max(params.key_len, 1u) - 1u;
     let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y;
     let value_start = params.value.w + here.batch * params.value.x + here.value_head * params.value.y;
     var after = next_range(&walk, 0u);
+    // rounds: WALK
     while (after.start < after.end) {
         let range = after;
         after = next_range(&walk, range.index + 1u);
+        // rounds: WALK
         for (var first = range.start; first < range.end; first += i32(BLOCK_K)) {
             // A bias of −∞ masks its pair in any tile.
             let full = is_full(&walk, range, first)
@@ -159,6 +177,7 @@ fn attend(group: u32, thread: u32) {
 
             // Zero by hand: see forward.wgsl.
             var scores = Scores();
+            // rounds: HEAD_VECS
             for (var vector = 0u; vector < head_vecs; vector++) {
                 // unroll
                 for (var four = 0u; four < FOURS; four++) {
@@ -185,6 +204,7 @@ fn attend(group: u32, thread: u32) {
             weigh(&states, &scores, &acc, select(LEAST_SCORE, MASKED, judged));
 
             if (full) {
+                // rounds: VALUE_VECS
                 for (var vector = 0u; vector < value_vecs; vector++) {
                     var v: array<vec4<f32>, BLOCK_K>;
                     // unroll
@@ -202,6 +222,7 @@ fn attend(group: u32, thread: u32) {
                     }
                 }
             } else {
+                // rounds: VALUE_VECS
                 for (var vector = 0u; vector < value_vecs; vector++) {
                     // unroll
                     for (var i = 0u; i < BLOCK_K; i++) {
@@ -218,6 +239,7 @@ fn attend(group: u32, thread: u32) {
         }
     }
 
+    // rounds: ROWS
     for (var r = 0u; r < count; r++) {
         var row = rows[r];
         row.maximum = states[r].maximum;
@@ -229,6 +251,7 @@ fn attend(group: u32, thread: u32) {
         }
         let start = params.out.w + here.batch * params.out.x + here.head * params.out.y
             + query_index * params.out.z;
+        // rounds: VALUE_VECS
         for (var vector = 0u; vector < value_vecs; vector++) {
             store_out(start + 4u * vector, 4u, acc[r * VALUE_VECS + vector] * finish.factor);
         }

@@ -1,6 +1,7 @@
 // attention.scores: one workgroup computes one row of scores, [key_len] of [batch, heads,
 // query_len, key_len], at one of four stages, for whoever wants to see an attention map. Plain:
-// each thread takes every THREADS-th key; weights are made in a second pass over its own scores.
+// each thread takes every THREADS-th key; weights are made in a second pass over its own scores, for
+// which parts of a long walk begin at multiples of THREADS.
 // The scores are written through the f32 binding `lse`.
 
 const SCALED: u32 = 0u;
@@ -40,6 +41,7 @@ fn scaled_score(here: Place, query_index: u32, key_index: u32) -> f32 {
     let key_start = params.key.w + here.batch * params.key.x + here.key_head * params.key.y
         + key_index * params.key.z;
     var score = 0.0;
+    // rounds: HEAD_DIM / 4u + 1u
     for (var dim = 0u; dim < params.head_dim; dim += 4u) {
         let count = params.head_dim - dim;
         score += dot(params.query_scale * load_query(query_start + dim, count), load_key(key_start + dim, count));
@@ -65,7 +67,10 @@ fn main(
 
     var maximum = MASKED;
     var spoilt = 0.0;
-    for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
+    let part_first = select(0u, params.part_first, PARTS);
+    let part_end = select(params.key_len, min(params.part_end, params.key_len), PARTS);
+    // rounds: WALK
+    for (var key_index = part_first + thread; key_index < part_end; key_index += THREADS) {
         var score = scaled_score(here, query_index, key_index);
         if (params.stage >= MODIFIED_STAGE) {
             score = modify(&row, here, key_index, score);
@@ -77,14 +82,24 @@ fn main(
         spoilt = select(1.0, spoilt, is_finite(score));
         lse[start + key_index] = score;
     }
-    if (params.stage < PROBABILITIES) {
+    if (params.stage < PROBABILITIES || part_end < params.key_len) {
         return;
+    }
+    if (PARTS) {
+        // The last part makes weights of all scores.
+        // rounds: KEY_ROUNDS
+        for (var key_index = thread; key_index < part_first; key_index += THREADS) {
+            let score = lse[start + key_index];
+            maximum = max(maximum, score);
+            spoilt = select(1.0, spoilt, is_finite(score));
+        }
     }
     maximum = group_max(thread, maximum);
     let sink = sink_of(here);
     maximum = max(maximum, sink);
     let poisoned = group_max(thread, spoilt) > 0.0;
     var total = 0.0;
+    // rounds: KEY_ROUNDS
     for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
         let score = lse[start + key_index];
         var weight = 0.0;
@@ -106,6 +121,7 @@ fn main(
         // Masked keys of a poisoned row keep their weight of 0.
         factor = select(select(0.0, 1.0 / total, total > 0.0), 1.0, poisoned);
     }
+    // rounds: KEY_ROUNDS
     for (var key_index = thread; key_index < params.key_len; key_index += THREADS) {
         lse[start + key_index] *= factor;
     }

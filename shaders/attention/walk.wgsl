@@ -164,6 +164,7 @@ fn overlaps(walk: ptr<function, Walk>, start: i32, end: i32) -> bool {
 
 // The first range from number `index` on that holds keys; behind the last, one that holds none.
 fn next_range(walk: ptr<function, Walk>, index: u32) -> Range {
+    // rounds: WALK
     for (var at = index; at < (*walk).count; at++) {
         let range = range_at(walk, at);
         if (range.start < range.end) {

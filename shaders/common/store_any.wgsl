@@ -9,3 +9,12 @@ fn store_out(element: u32, count: u32, x: vec4<f32>) {
         out[element + i] = x[i];
     }
 }
+
+// The same of what lies there.
+fn load_out(element: u32, count: u32) -> vec4<f32> {
+    var x = vec4(0.0);
+    for (var i = 0u; i < min(count, 4u); i++) {
+        x[i] = out[element + i];
+    }
+    return x;
+}

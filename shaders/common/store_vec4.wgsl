@@ -9,6 +9,14 @@ fn store_out(element: u32, count: u32, x: vec4<f32>) {
     }
 }
 
+// The same of what lies there.
+fn load_out(element: u32, count: u32) -> vec4<f32> {
+    if (count == 0u) {
+        return vec4(0.0);
+    }
+    return unpack4(out[element >> 2u]);
+}
+
 // Eight of them.
 fn store_eight(element: u32, count: u32, left: vec4<f32>, right: vec4<f32>) {
     store_out(element, count, left);

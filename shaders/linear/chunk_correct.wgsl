@@ -118,6 +118,7 @@ fn main(
         var solved: array<vec4<f32>, CHUNK>;
         for (var local = 0u; local < CHUNK; local++) {
             var x = right_side(here, local, column);
+            // rounds: CHUNK
             for (var earlier = 0u; earlier < local; earlier++) {
                 x -= products[local * CHUNK + earlier] * solved[earlier];
             }

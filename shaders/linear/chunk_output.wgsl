@@ -215,6 +215,7 @@ fn answer(thread: u32, here: Place, head: u32, slice: u32) {
             scores[4u * r + c] = select(0.0, decay * scores[4u * r + c], from_local <= local);
         }
     }
+    // rounds: CHUNK / STEP
     for (var first = 0u; first < here.chunk.count; first += STEP) {
         workgroupBarrier();
         if (thread_x / (STEP / 4u) == first / STEP) {

@@ -37,6 +37,7 @@ fn main(
 
     // [8, OUT_VECS]: features of vector thread_y, then of vector thread_y + THREADS_Y
     var acc: array<vec4<f32>, 8u * OUT_VECS>;
+    // rounds: CHUNK / STEP
     for (var first = 0u; first < here.chunk.count; first += STEP) {
         workgroupBarrier();
         for (var i = thread; i < STEP * BLOCK_VECS; i += THREADS) {

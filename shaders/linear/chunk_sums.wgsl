@@ -83,10 +83,12 @@ fn main(
         return;
     }
     sum = Sum(0.0, 0u, 0.0);
+    // rounds: SPANS
     for (var before = thread - span; before < thread; before++) {
         let total = totals[before];
         add(&sum, total.whole, total.fraction, total.spoiled);
     }
+    // rounds: SPAN
     for (var local = span * SPAN; local < (span + 1u) * SPAN; local++) {
         add_gate(&sum, gate_of(column, local));
         sums[((head_and_batch * params.slot_capacity + slot) * CHUNK + local) * GATES + dim] =

@@ -95,6 +95,7 @@ fn answer(
     // unroll
     for (var t = 0u; t < TOKEN_TILES; t++) {
         var sums: coop_mat16x16<f32, C>;
+        // rounds: TOKEN_TILES
         // unroll
         for (var k = 0u; k < t + 1u; k++) {
             let weights = coopLoadT<coop_mat16x16<f16, A>>(&tiles.queries[SCORES_AT + 16u * t * SCORE_STRIDE + 4u * k], SCORE_STRIDE);
@@ -205,6 +206,7 @@ fn main(
     fetch_queries(&next_queries, lane, here, head, 0u);
     fetch_values(&next_values, lane, here, 0u);
     var first = 0u;
+    // rounds: CHUNK / BLOCK
     for (; first < here.chunk.count; first += BLOCK) {
         stage(&next_keys, &next_queries, &next_values, &values, lane, here, head, first + BLOCK);
         if (GATED) {
@@ -216,6 +218,7 @@ fn main(
         }
         answer(&state_strip, &values, &shares, &decays, zero, here, head, lane, first, false);
     }
+    // rounds: CHUNK / BLOCK
     while (first < here.chunk.count) {
         answer(&state_strip, &values, &shares, &decays, zero, here, head, lane, first, true);
         first += BLOCK;

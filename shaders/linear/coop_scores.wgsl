@@ -20,6 +20,7 @@ struct ScoreTile {
 fn score_tile(lane: Lane, share: u32) -> ScoreTile {
     var row = 0u;
     var column = share * STRIPS + lane.strip;
+    // rounds: SCORE_SHARE * STRIPS
     while (column > row) {
         row++;
         column -= row;

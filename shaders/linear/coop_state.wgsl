@@ -190,6 +190,7 @@ fn main(
         keys_left = left_of_keys(slope, lane);
         sum_left = left_of_state(slope, BLOCK - 1u);
     }
+    // rounds: CHUNK / BLOCK
     for (var first = 0u; first < here.chunk.count; first += BLOCK) {
         workgroupBarrier();
         if (!EXACT && GATED) {

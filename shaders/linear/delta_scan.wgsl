@@ -51,6 +51,7 @@ fn take_in(thread: u32, start: u32, here: Place, entry: u32, chunk: Chunk) {
         for (var e = 0u; e < 4u; e++) {
             rows[e] = chunk_decay(here.head, entry, chunk, 4u * vector + e) * state_tile[at + e * SLICE_VECS];
         }
+        // rounds: CHUNK
         for (var local = 0u; local < chunk.count; local++) {
             let k = chunks[start + DECAYED_AT + local * FEATURE_VECS + vector];
             let u = corrected[local * SLICE_VECS + i % SLICE_VECS];
@@ -76,6 +77,7 @@ fn walk(thread: u32, here: Place) {
         }
         state_tile[i] = x;
     }
+    // rounds: WALK
     for (var slot = 0u; slot < params.segment_slots; slot++) {
         let chunk = find_chunk(params.first_slot + slot);
         let start = (first_entry + slot) * ENTRY_VECS;

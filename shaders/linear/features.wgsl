@@ -35,6 +35,7 @@ fn taylor_product(feature: u32) -> Product {
     }
     var rest = feature - dim - 1u;
     var a = 0u;
+    // rounds: 4u * HEAD_VECS
     while (rest >= dim - a && a < dim) {
         rest -= dim - a;
         a++;

@@ -81,6 +81,7 @@ fn step_tokens(thread: u32, here: Place) {
     }
     let fixed_decay = decay_of(-slope_of(here.head));
     let end = document_start(here.document + 1u);
+    // rounds: WALK
     for (var index = document_start(here.document); index < end; index++) {
         workgroupBarrier();
         stage_token(thread, here, index);
@@ -117,6 +118,7 @@ fn step_tokens(thread: u32, here: Place) {
             let row = r * ROW_GROUPS + row_group;
             rows[r] += key_tile[row / 4u][row % 4u] * update;
         }
+        // rounds: GROUP
         for (var member = 0u; member < params.group; member++) {
             let head = here.head * params.group + member;
             workgroupBarrier();

@@ -43,6 +43,7 @@ fn find_chunk(slot: u32) -> Chunk {
     }
     var low = 0u;
     var high = params.documents - 1u;
+    // rounds: 32u
     while (low < high) {
         let middle = (low + high + 1u) / 2u;
         if (first_slot_of(middle) <= slot) {

@@ -70,6 +70,7 @@ fn scan(vector: u32, head_and_batch: u32) {
         current = chunks[carry];
     }
     var slot = 0u;
+    // rounds: WALK / AHEAD
     for (; slot + AHEAD <= params.segment_slots; slot += AHEAD) {
         var steps: array<Step, AHEAD>;
         // unroll
@@ -81,6 +82,7 @@ fn scan(vector: u32, head_and_batch: u32) {
             take(&current, steps[i], slot + i, here);
         }
     }
+    // rounds: WALK
     for (; slot < params.segment_slots; slot++) {
         take(&current, step_of(here, slot), slot, here);
     }
@@ -100,6 +102,7 @@ fn main(
         return;
     }
     let count = params.heads * params.batch * STATE_VECS;
+    // rounds: VECTORS
     for (var index = first * THREADS + thread; index < count; index += params.workgroups * THREADS) {
         scan(index % STATE_VECS, index / STATE_VECS);
     }

@@ -111,6 +111,7 @@ fn merge_by_lse(place: Place, dim: u32) -> array<vec4<f32>, EACH> {
     var total = 0.0;
     var sum = array<vec4<f32>, EACH>();
     var poisoned = false;
+    // rounds: WALK / AHEAD
     for (var first = 0u; first < params.count; first += AHEAD) {
         var x = load_parts(place, first, dim);
         var bits = array<u32, AHEAD>();
@@ -163,6 +164,7 @@ fn merge_by_lse(place: Place, dim: u32) -> array<vec4<f32>, EACH> {
 
 fn add(place: Place, dim: u32) -> array<vec4<f32>, EACH> {
     var sum = array<vec4<f32>, EACH>();
+    // rounds: WALK / AHEAD
     for (var first = 0u; first < params.count; first += AHEAD) {
         var x = load_parts(place, first, dim);
         // unroll

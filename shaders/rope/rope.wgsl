@@ -100,6 +100,7 @@ fn main(
     let dim = 4u * (index % vectors);
     let count = min(params.dim - dim, 4u);
     var x = vec4(0.0);
+    // rounds: 4u
     for (var i = 0u; i < count; i++) {
         x[i] = rotated(start, batch, table_row, dim + i);
     }

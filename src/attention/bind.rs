@@ -1,8 +1,9 @@
 //! Binding attention: the dispatches of each piece of a call, with their parameters and bind groups.
 
 use super::pack::{Packed, broadcast_strides};
+use super::parts::Part;
 use super::tensors::Tensors;
-use super::{Activation, Attention, Output, Positions, Stage};
+use super::{Activation, Attention, Output, Positions, Stage, Variant};
 use crate::attention::mask::Term;
 use crate::attention::{Inputs, Outputs, Plan};
 use crate::error::Error;
@@ -17,8 +18,8 @@ use crate::tensor::{DType, View};
 impl Attention {
     /// The kernel that rounds an f32 workspace to the output, where the attention kernel cannot
     /// write whole words: 16-bit elements at any offset and stride.
-    pub(super) fn narrow_source(&self, target: Target) -> Option<Source> {
-        self.narrows().then(|| narrow_source(self.dtype, target))
+    pub(super) fn narrow_source(&self, part: Option<u32>, target: Target) -> Option<Source> {
+        (self.narrows() || self.widens(part)).then(|| narrow_source(self.dtype, target))
     }
 
     /// Whether 16-bit outputs go through a workspace and `common.narrow`.
@@ -43,11 +44,11 @@ impl Plan {
         if !shape.out().contains(&0) {
             let whole = Piece { batch: 0..shape.batch, heads: 0..shape.query_heads };
             let pieces = whole.split(&self.context, &|piece| tensors.sizes(self, piece))?;
-            let workspace = self.workspace(&pieces);
+            let workspaces = self.workspaces(&pieces);
             for piece in &pieces {
                 let part = tensors.part(attention, piece);
                 if !part.rows.is_some_and(|rows| rows.shape.contains(&0)) {
-                    self.push_steps(&mut steps, piece, &part, &packed, workspace.as_ref())?;
+                    self.push_steps(&mut steps, piece, &part, &packed, &workspaces)?;
                 }
             }
         }
@@ -62,17 +63,45 @@ impl Plan {
         })
     }
 
-    /// Bytes of a piece's output in f32, where it goes through a workspace.
-    pub(super) fn workspace_bytes(&self, piece: &Piece) -> Option<u64> {
+    /// What of a piece lies in the workspace, if anything: its output in f32, or what parts of sums
+    /// over blocks hand on for each row.
+    fn wide_shape(&self, piece: &Piece) -> Option<[u32; 4]> {
         let shape = &self.attention.shape;
-        let rows = piece.batch.len() as u64 * piece.heads.len() as u64 * u64::from(shape.query_len);
-        self.narrow.as_ref().map(|_| 4 * rows * u64::from(shape.value_dim))
+        let hands_on = self.part.is_some() && self.variant == Variant::BlockSums;
+        let dim = if hands_on { ROW_STATE } else { shape.value_dim };
+        (hands_on || self.narrow.is_some())
+            .then(|| [piece.batch.len() as u32, piece.heads.len() as u32, shape.query_len, dim])
     }
 
-    /// The f32 output of the largest piece, where the output goes through one.
-    fn workspace(&self, pieces: &[Piece]) -> Option<wgpu::Buffer> {
-        let size = pieces.iter().filter_map(|piece| self.workspace_bytes(piece)).max()?;
-        Some(buffer(&self.context, "workspace", size, wgpu::BufferUsages::STORAGE, None))
+    /// The LSEs of a piece that its parts hand on, where the caller wants none.
+    fn lse_shape(&self, piece: &Piece) -> Option<[u32; 4]> {
+        let lacks = self.attention.output == Output::Attention { lse: false };
+        let hands_on = self.attention.hands_on_lse(self.part) && lacks;
+        hands_on.then(|| {
+            let len = self.attention.shape.query_len;
+            [piece.batch.len() as u32, piece.heads.len() as u32, len, 1]
+        })
+    }
+
+    /// The bytes of a piece's parts of the workspaces.
+    pub(super) fn workspace_sizes(
+        &self,
+        piece: &Piece,
+    ) -> impl Iterator<Item = (&'static str, u64)> {
+        let wide = self.wide_shape(piece).map(|shape| ("out in f32", bytes(shape)));
+        wide.into_iter().chain(self.lse_shape(piece).map(|shape| ("lse", bytes(shape))))
+    }
+
+    /// Those of the largest piece.
+    fn workspaces(&self, pieces: &[Piece]) -> Workspaces {
+        let make = |shape: &dyn Fn(&Piece) -> Option<[u32; 4]>| {
+            let size = pieces.iter().filter_map(|piece| shape(piece).map(bytes)).max()?;
+            Some(buffer(&self.context, "workspace", size, wgpu::BufferUsages::STORAGE, None))
+        };
+        Workspaces {
+            wide: make(&|piece| self.wide_shape(piece)),
+            lse: make(&|piece| self.lse_shape(piece)),
+        }
     }
 
     /// The dispatches of one piece.
@@ -82,13 +111,14 @@ impl Plan {
         piece: &Piece,
         part: &Tensors<'_>,
         packed: &Packed,
-        workspace: Option<&wgpu::Buffer>,
+        workspaces: &Workspaces,
     ) -> Result<(), Error> {
         let shape = &self.attention.shape;
         let (batches, heads) = (piece.batch.len() as u32, piece.heads.len() as u32);
-        let wide = workspace
-            .map(|w| View::new(w, DType::F32, [batches, heads, shape.query_len, shape.value_dim]));
-        let direct = Tensors { out: wide.or(part.out), ..*part };
+        let view = |(buffer, shape)| View::new(buffer, DType::F32, shape);
+        let wide = workspaces.wide.as_ref().zip(self.wide_shape(piece)).map(view);
+        let lse = workspaces.lse.as_ref().zip(self.lse_shape(piece)).map(view);
+        let direct = Tensors { out: wide.or(part.out), rows: lse.or(part.rows), ..*part };
 
         let block_q = match (self.tiles, self.attention.output) {
             (Some(tiles), _) => tiles.block_q,
@@ -102,20 +132,39 @@ impl Plan {
             query_blocks,
             ..self.params(piece, &direct, packed)
         };
-        steps.push(Step {
-            pipeline: self.pipeline.clone(),
-            group: self.group(&params, &direct, packed),
-            workgroups: grid(&self.context, workgroups)?,
-            // A product and a sum for each number of a key and of a value.
-            cost: workgroups as f64
-                * f64::from(block_q)
-                * packed.keys_per_query
-                * f64::from(2 * (shape.head_dim + shape.value_dim)),
-        });
+        let parts = self.attention.parts(self.part);
+        for part in &parts {
+            let params = self.params_of(part, &params);
+            steps.push(Step {
+                pipeline: self.pipeline.clone(),
+                group: self.group(&params, &direct, packed),
+                workgroups: grid(&self.context, workgroups)?,
+                // A product and a sum for each number of a key and of a value.
+                cost: workgroups as f64
+                    * f64::from(block_q)
+                    * (packed.keys_per_query / parts.len() as f64).max(1.0)
+                    * f64::from(2 * (shape.head_dim + shape.value_dim)),
+            });
+        }
         if let (Some(pipeline), Some(wide), Some(out)) = (&self.narrow, wide, part.out) {
             steps.push(narrow_step(&self.context, pipeline, &wide, &out)?);
         }
         Ok(())
+    }
+
+    /// The parameters of one part, given those of the whole.
+    fn params_of(&self, part: &Part, whole: &AttentionParams) -> AttentionParams {
+        let hands_on_lse = self.attention.hands_on_lse(self.part);
+        AttentionParams {
+            part_first: part.first,
+            part_end: part.end,
+            resumes: u32::from(part.resumes),
+            has_lse: whole.has_lse | u32::from(hands_on_lse),
+            // A sink joins once, behind the last key.
+            sinks_at: if part.is_last || !hands_on_lse { whole.sinks_at } else { ABSENT },
+            stage: if part.pass > 0 { part.pass } else { whole.stage },
+            ..*whole
+        }
     }
 
     fn params(&self, piece: &Piece, part: &Tensors<'_>, packed: &Packed) -> AttentionParams {
@@ -225,9 +274,9 @@ impl Plan {
             list_block_q: keys.block_q().unwrap_or(1),
             list_shift: keys.block_k().trailing_zeros(),
             list_trust: packed.list_trust,
-            padding_0: 0,
-            padding_1: 0,
-            padding_2: 0,
+            part_first: 0,
+            part_end: 0,
+            resumes: 0,
         }
     }
 
@@ -253,6 +302,21 @@ impl Plan {
         ];
         bind_group(context, &self.pipeline, self.variant.label(), &resources)
     }
+}
+
+/// Buffers that the pieces use one after the other.
+struct Workspaces {
+    /// See [`Plan::wide_shape`].
+    wide: Option<wgpu::Buffer>,
+    /// See [`Plan::lse_shape`].
+    lse: Option<wgpu::Buffer>,
+}
+
+/// Numbers that parts of sums over blocks hand on for each row.
+const ROW_STATE: u32 = 4;
+
+fn bytes(shape: [u32; 4]) -> u64 {
+    4 * shape.into_iter().map(u64::from).product::<u64>()
 }
 
 /// The bits of a term's words that are not numbers, as `shaders/attention/mask.wgsl` reads them.

@@ -7,6 +7,7 @@ mod judge;
 pub mod keys;
 pub mod mask;
 mod pack;
+mod parts;
 mod plan;
 pub mod reference;
 pub mod score;
@@ -35,6 +36,7 @@ use crate::error::{Error, Unsupported};
 use crate::shader::{Source, Target};
 use crate::shape::Shape;
 use crate::tensor::{Alignment, DType};
+use parts::Planned;
 #[cfg(not(target_family = "wasm"))]
 use synthetic::Synthetic;
 
@@ -454,8 +456,9 @@ impl Attention {
         if variant == Variant::Coop && target == Target::Web {
             return Err(Unsupported::new(variant.label(), "browsers have no matrix units").into());
         }
-        let source = variant.source(self, tiles.as_ref(), caps, target);
-        Ok(std::iter::once(source).chain(self.narrow_source(target)).collect())
+        let planned = variant.planned(self, tiles.as_ref(), caps, target)?;
+        let narrow = self.narrow_source(planned.part, target);
+        Ok(std::iter::once(planned.source).chain(narrow).collect())
     }
 
     /// Compiles a kernel and, where it depends on experimental features, tries it.
@@ -492,9 +495,10 @@ impl Attention {
         tiles: Option<Tiles>,
     ) -> Result<Plan, Error> {
         let target = Target::current();
-        let source = variant.source(self, tiles.as_ref(), context.caps(), target);
+        let Planned { source, part } =
+            variant.planned(self, tiles.as_ref(), context.caps(), target)?;
         let pipeline = context.pipeline(&source).await?;
-        let narrow = match self.narrow_source(target) {
+        let narrow = match self.narrow_source(part, target) {
             Some(narrow) => Some(context.pipeline(&narrow).await?),
             None => None,
         };
@@ -505,6 +509,7 @@ impl Attention {
             tiles,
             source,
             pipeline,
+            part,
             narrow,
         })
     }

@@ -87,6 +87,8 @@ pub struct Plan {
     pub(crate) tiles: Option<Tiles>,
     pub(crate) source: Source,
     pub(crate) pipeline: wgpu::ComputePipeline,
+    /// Positions of keys that one dispatch walks, where one cannot walk all.
+    pub(crate) part: Option<u32>,
     /// Rounds the f32 workspace to a 16-bit output, where that cannot be written directly.
     pub(crate) narrow: Option<wgpu::ComputePipeline>,
 }
@@ -95,6 +97,12 @@ impl Plan {
     /// The configuration that was planned.
     pub const fn attention(&self) -> &Attention {
         &self.attention
+    }
+
+    /// How many keys one dispatch walks, where the driver limits the rounds of loops
+    /// ([`Caps::loop_rounds`](crate::Caps::loop_rounds)) and a call takes several; `None` for one.
+    pub const fn part(&self) -> Option<u32> {
+        self.part
     }
 
     /// The kernel that was chosen.

@@ -105,7 +105,6 @@ impl<'a> Tensors<'a> {
         ];
         let size =
             |(name, view): (_, Option<View<'_>>)| Some((name, bound_bytes(&plan.context, &view?)));
-        let workspace = plan.workspace_bytes(piece).map(|size| ("out in f32", size));
-        named.into_iter().filter_map(size).chain(workspace).collect()
+        named.into_iter().filter_map(size).chain(plan.workspace_sizes(piece)).collect()
     }
 }

@@ -289,14 +289,6 @@ fn rows(caps: &Caps, attention: &Attention) -> Vec<Tiles> {
         .collect()
 }
 
-/// How many rounds the loops of a thread of `attention.rows` make at most, of those whose number no
-/// compiler knows: for each tile over dims, once for scores and twice for outputs, and over rows.
-pub(super) fn rounds_of_rows(caps: &Caps, shape: &Shape) -> u64 {
-    let [head, value] = [shape.head_dim, shape.value_dim].map(|dim| caps.compiled_dim(dim) / 4);
-    let tiles = u64::from(shape.key_len.div_ceil(ROWS_KEYS)) + 8;
-    tiles * u64::from(2 + head + 2 * value + MOST_ROWS)
-}
-
 /// Workgroup memory that lets three workgroups share a core of an H100, which has 48 KiB there for
 /// this API: tiles that fill it alone reach half of what these do.
 const SHARED_BYTES: u32 = 16 << 10;

@@ -43,11 +43,8 @@ const COOP_DIM: u32 = 256;
 /// The largest dim of `attention.rows`.
 const ROWS_DIM: u32 = 128;
 
-/// lavapipe ends all loops of a thread once they have made so many rounds together.
-const MOST_ROUNDS: u64 = 65_535;
-
 /// Threads of one workgroup of `attention.scores`.
-const SCORES_THREADS: u32 = 64;
+pub(super) const SCORES_THREADS: u32 = 64;
 
 /// The bindings of every attention kernel, by number: see `shaders/attention/params.wgsl`.
 const BINDINGS: &[Binding] = &[
@@ -108,6 +105,19 @@ impl Variant {
 
     /// The tiles this variant would use; `None` for the one that has none.
     pub fn tiles(self, caps: &Caps, attention: &Attention) -> Result<Option<Tiles>, Unsupported> {
+        let tiles = self.fitting_tiles(caps, attention)?;
+        if caps.loop_rounds.is_some() {
+            // The loops' rounds are counted in the text.
+            self.planned(attention, tiles.as_ref(), caps, Target::current())?;
+        }
+        Ok(tiles)
+    }
+
+    fn fitting_tiles(
+        self,
+        caps: &Caps,
+        attention: &Attention,
+    ) -> Result<Option<Tiles>, Unsupported> {
         let refuse = |reason: String| Err(Unsupported::new(self.label(), reason));
         if let Err(error) = attention.validate() {
             return refuse(error.to_string());
@@ -204,19 +214,21 @@ impl Variant {
         Err(Unsupported::new("attention", reasons.join("; ")).into())
     }
 
-    /// The composed shader.
-    pub(crate) fn source(
+    /// The composed shader, for a walk that may be cut into `parts` or for a whole one.
+    pub(super) fn source(
         self,
         attention: &Attention,
         tiles: Option<&Tiles>,
         caps: &Caps,
         target: Target,
+        parts: bool,
     ) -> Source {
         let alignment = attention.alignment();
         let mut header = Header::default()
             // Arrays in registers need constant indices; CPU drivers compile too slowly for it, but for
             // the short loops of one kernel.
             .unrolled(!caps.is_cpu || self == Self::Rows)
+            .switch("PARTS", parts)
             .switch("SOFTMAX", attention.activation == Activation::Softmax)
             .switch("MODIFIED", attention.score.is_modified())
             .switch("PAIR_TESTS", attention.mask.any(crate::attention::mask::Term::tests_pairs))
@@ -230,6 +242,10 @@ impl Variant {
             },
             match self {
                 Self::Coop => matrix_store_fragment(alignment, attention.dtype),
+                // Parts go on from what others left in f32.
+                _ if parts && (attention.dtype != DType::F32 || self == Self::BlockSums) => {
+                    store_fragment(Alignment::Any)
+                }
                 _ => store_fragment(alignment),
             },
             fragment!("attention/params.wgsl"),
@@ -254,6 +270,9 @@ impl Variant {
                 fragments.extend(keys_fragments(&attention.keys, tiles));
                 fragments.push(fragment!("attention/judge.wgsl"));
                 fragments.push(fragment!("attention/finish.wgsl"));
+                if self != Self::Coop {
+                    fragments.push(fragment!("attention/resume.wgsl"));
+                }
                 if self == Self::Coop {
                     fragments.push(fragment!("attention/coop_stage.wgsl"));
                     fragments.push(fragment!("attention/coop_rows.wgsl"));
@@ -326,10 +345,6 @@ fn rows_lack(caps: &Caps, attention: &Attention) -> Option<&'static str> {
         Some("it needs dims, offsets and strides that are multiples of 4")
     } else if attention.shape.head_dim.max(attention.shape.value_dim) > ROWS_DIM {
         Some("it keeps queries and outputs in registers, which ends at dims of 128")
-    } else if tiles::rounds_of_rows(caps, &attention.shape) > MOST_ROUNDS {
-        Some(
-            "it has so many keys that its loops would make more rounds than lavapipe lets a thread make",
-        )
     } else {
         None
     }
