@@ -16,6 +16,14 @@ impl Unsupported {
     pub fn new(variant: &'static str, reason: impl Into<String>) -> Self {
         Self { variant, reason: reason.into() }
     }
+
+    /// A refusal on a driver that ends loops after `limit` rounds.
+    pub(crate) fn rounds(variant: &'static str, limit: u32) -> Self {
+        let reason = format!(
+            "its loops would make more rounds than the {limit} after which the driver ends them without a word (docs/platform.md)"
+        );
+        Self::new(variant, reason)
+    }
 }
 
 /// Everything that can go wrong, as a sentence that names what was expected and what came.

@@ -251,11 +251,11 @@ pub struct LinearParams {
     pub scale: f32,
     /// Added to the denominators.
     pub epsilon: f32,
-    /// Chunks of a whole sequence, empty ones among them.
+    /// Chunks of a whole sequence, empty ones among them; tokens, for `linear.recurrent`.
     pub slots: u32,
-    /// The segment's first chunk.
+    /// The segment's first chunk or token.
     pub first_slot: u32,
-    /// Chunks of the segment.
+    /// Chunks or tokens of the segment.
     pub segment_slots: u32,
     /// Entries of the workspace for each key head: the largest segment's chunks and one more.
     pub slot_capacity: u32,

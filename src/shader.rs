@@ -202,8 +202,7 @@ impl Source {
     }
 
     /// How many rounds the loops of an invocation make at most, given constants that only the bounds
-    /// name; `None` where a loop has no bound: a
-    /// fault in `shaders/`, which the tests find.
+    /// name; `None` where a loop has no bound: a fault in `shaders/`, which the tests find.
     pub(crate) fn rounds(&self, more: &[(&str, u32)]) -> Option<Rounds> {
         let fault = match rounds::count(&self.wgsl, more) {
             Ok(rounds) => return Some(rounds),

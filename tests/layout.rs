@@ -124,7 +124,8 @@ fn sources() -> Vec<(Source, naga::Module)> {
                     .with_rule(rule)
                     .with_alignment(alignment);
                 for variant in LinearVariant::ALL {
-                    let composed = linear.compose(&caps, variant, Target::Native);
+                    let caps = if variant == LinearVariant::Columns { &software } else { &caps };
+                    let composed = linear.compose(caps, variant, Target::Native);
                     if variant != LinearVariant::Coop || composed.is_ok() {
                         sources.extend(composed.expect("a valid configuration"));
                     }
@@ -155,7 +156,7 @@ fn parameters_are_where_the_shaders_look() {
         role_table_at tree_bits_at dense_mask_at dense_mask_batch dense_mask_head dense_mask_row
         alibi_slopes_at key_bias_at key_bias_batch key_bias_head sinks_at stage terms list_offsets_at
         list_entries_at list_len list_batch list_head list_head_group list_block_q list_shift
-        list_trust padding_0 padding_1 padding_2);
+        list_trust part_first part_end resumes);
     let merge = members!(MergeParams:
         parts lse weights out out_lse count batch heads len dim has_logits has_log_weights has_lse
         nan padding_0 padding_1 padding_2);

@@ -25,6 +25,8 @@ fn devices() -> [Caps; 4] {
         caps.workgroup_memory = memory;
         caps.workgroup_invocations = invocations;
         caps.is_cpu = is_cpu;
+        // Has the rounds of every loop counted: one without a bound would be refused.
+        caps.loop_rounds = is_cpu.then_some(65_535);
         caps
     };
     let large = device(48 << 10, 1024, false);
@@ -63,7 +65,9 @@ fn sources() -> Vec<(Caps, Source, Option<Source>)> {
                             if coop {
                                 linear.dtype = DType::F16;
                             }
-                            if coop && variant.supports(&caps, &linear).is_err() {
+                            let some = [LinearVariant::Coop, LinearVariant::Columns];
+                            if some.contains(&variant) && variant.supports(&caps, &linear).is_err()
+                            {
                                 continue;
                             }
                             let compose = |target| linear.compose(&caps, variant, target);

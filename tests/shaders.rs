@@ -22,6 +22,8 @@ fn devices() -> [(&'static str, Caps); 4] {
         caps.workgroup_invocations = invocations;
         caps.subgroup = subgroup;
         caps.is_cpu = is_cpu;
+        // Has the rounds of every loop counted: one without a bound would be refused.
+        caps.loop_rounds = is_cpu.then_some(65_535);
         (name, caps)
     };
     [

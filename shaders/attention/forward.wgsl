@@ -11,7 +11,7 @@
 //  5. What is staged next is loaded into registers before the arithmetic on what is there.
 // Barriers per tile: two for each staged chunk of keys and of values.
 // Which tiles come, and what key a position of the walk is, keys_*.wgsl say.
-// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), stage.wgsl, judge.wgsl, finish.wgsl, resume.wgsl.
+// Expects: row_max, row_sum (tiled.wgsl, lanes.wgsl), stage.wgsl, outputs.wgsl, judge.wgsl, finish.wgsl, resume.wgsl.
 
 const ROWS: u32 = BLOCK_Q / THREADS_Y;
 const COLS: u32 = BLOCK_K / THREADS_X;
@@ -157,14 +157,7 @@ fn attend(group: u32, thread: u32) {
     if (PARTS) {
         let total = resume_row(&row, here, select(params.query_len, first_query + owned_row, owns));
         row.total = select(0.0, total, lane == 0u);
-        // unroll
-        for (var r = 0u; r < ROWS; r++) {
-            // unroll
-            for (var vector = 0u; vector < OUT_VECS; vector++) {
-                acc[r * OUT_VECS + vector] =
-                    resume_out(here, first_query + r * THREADS_Y + thread_y, 4u * (vector * THREADS_X + thread_x));
-            }
-        }
+        resume_outputs(&acc, thread_x, thread_y, here, first_query);
     }
     var next: Next;
     fetch_query(&next, thread, here, first_query, 0u);
@@ -297,18 +290,5 @@ fn attend(group: u32, thread: u32) {
         }
     }
     workgroupBarrier();
-    // unroll
-    for (var r = 0u; r < ROWS; r++) {
-        let local_row = r * THREADS_Y + thread_y;
-        let query_index = first_query + local_row;
-        if (query_index < params.query_len) {
-            let start = params.out.w + here.batch * params.out.x + here.head * params.out.y
-                + query_index * params.out.z;
-            // unroll
-            for (var vector = 0u; vector < OUT_VECS; vector++) {
-                let dim = 4u * (vector * THREADS_X + thread_x);
-                store_out(start + dim, remaining(params.value_dim, dim), acc[r * OUT_VECS + vector] * row_factor[local_row]);
-            }
-        }
-    }
+    store_outputs(&acc, thread_x, thread_y, here, first_query);
 }

@@ -145,8 +145,11 @@ fn attend(group: u32, thread: u32) {
             row.maximum = MASKED;
             let total = resume_row(&row, here, first_row + r);
             states[r] = State(row.maximum, total, select(0u, 0x7f800000u, row.poisoned));
-            // rounds: VALUE_VECS
-            for (var vector = 0u; vector < params.value_dim / 4u; vector++) {
+        }
+        // rounds: VALUE_VECS
+        for (var vector = 0u; vector < params.value_dim / 4u; vector++) {
+            // unroll
+            for (var r = 0u; r < ROWS; r++) {
                 acc[r * VALUE_VECS + vector] = resume_out(here, first_row + r, 4u * vector);
             }
         }

@@ -2,7 +2,8 @@
 // head of one sequence, in registers, and answers all query heads that share it.
 //  1. A thread holds one vector of columns of every ROW_GROUPS-th row; what is summed over rows (the
 //     answers, and what the delta rules correct) goes through workgroup memory.
-//  2. The state is read once and written once, in place.
+//  2. The state is read once and written once, in place; where a driver limits the rounds of loops, by
+//     each of several dispatches (PARTS), which take the tokens of a segment.
 // Barriers per token: two, three more for each query head, two more for the delta rules.
 
 const ROW_GROUPS: u32 = THREADS / SLICE_VECS;
@@ -25,32 +26,12 @@ struct Place {
     slice: u32,
 }
 
-// What a token leaves of a row, exp(gate). A memory of n tokens multiplies n of them, and a device's exp
-// may be off by several bits: where n is large, a short series is off by none.
-fn decay_of(gate: f32) -> f32 {
-    if (abs(gate) > 0.25) {
-        return exp(gate);
-    }
-    return 1.0 + gate * (1.0 + gate / 2.0 * (1.0 + gate / 3.0 * (1.0 + gate / 4.0 * (1.0 + gate / 5.0 * (1.0 + gate / 6.0)))));
-}
-
-fn gated_decay(here: Place, index: u32, dim: u32) -> f32 {
-    let at = params.gate.w + here.batch * params.gate.x + here.head * params.gate.y + index * params.gate.z + dim;
-    return decay_of(clamp_gate(element_of(gate[word_of(at, params.gate_dtype)], at, params.gate_dtype)));
-}
-
 fn stage_token(thread: u32, here: Place, index: u32) {
     let start = key_start(here.batch, here.head, index);
     for (var vector = thread; vector < ROW_VECS; vector += THREADS) {
         key_tile[vector] = key_features(start, vector);
         if (PER_KEY_DIM) {
-            var decay = vec4(1.0);
-            for (var i = 0u; i < 4u; i++) {
-                if (4u * vector + i < params.features) {
-                    decay[i] = gated_decay(here, index, 4u * vector + i);
-                }
-            }
-            decay_tile[vector] = decay;
+            decay_tile[vector] = gated_decays(here.batch, here.head, index, vector);
         }
     }
 }
@@ -72,23 +53,27 @@ fn step_tokens(thread: u32, here: Place) {
     let sequence = here.batch * params.documents + here.document;
     let state_start = params.state.w + sequence * params.state.x + here.head * params.state.y + 4u * vector;
 
+    let tokens = tokens_of(here.document);
+    if (!tokens.exist) {
+        return;
+    }
+
     // state [ROWS, 4] of this thread
     var rows: array<vec4<f32>, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         let row = r * ROW_GROUPS + row_group;
-        let exists = params.carries_in != 0u && row < params.features;
+        let exists = tokens.carries_in && row < params.features;
         rows[r] = load_state(state_start + row * params.state.z, select(0u, columns, exists));
     }
     let fixed_decay = decay_of(-slope_of(here.head));
-    let end = document_start(here.document + 1u);
     // rounds: WALK
-    for (var index = document_start(here.document); index < end; index++) {
+    for (var index = tokens.start; index < tokens.end; index++) {
         workgroupBarrier();
         stage_token(thread, here, index);
         workgroupBarrier();
         var decay = fixed_decay;
         if (GATED && !PER_KEY_DIM) {
-            decay = gated_decay(here, index, 0u);
+            decay = gated_decay(here.batch, here.head, index, 0u);
         }
         var sum = vec4(0.0);
         for (var r = 0u; r < ROWS; r++) {
@@ -144,7 +129,7 @@ fn step_tokens(thread: u32, here: Place) {
             }
         }
     }
-    if (params.carries_out != 0u) {
+    if (tokens.carries_out) {
         for (var r = 0u; r < ROWS; r++) {
             let row = r * ROW_GROUPS + row_group;
             store_state(state_start + row * params.state.z, select(0u, columns, row < params.features), rows[r]);

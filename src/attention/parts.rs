@@ -55,13 +55,7 @@ impl Variant {
         if most(&source).is_some_and(|most| most >= u64::from(positions.div_ceil(step))) {
             return Ok(Planned { source, part: None });
         }
-        let refuse = || {
-            let reason = format!(
-                "its loops would make more rounds than the {limit} after which the driver ends \
-                 them without a word (docs/platform.md)"
-            );
-            Unsupported::new(self.label(), reason)
-        };
+        let refuse = || Unsupported::rounds(self.label(), limit);
         if self == Self::Coop {
             return Err(refuse());
         }
@@ -111,9 +105,7 @@ fn walk_within(source: &Source, attention: &Attention, limit: u32) -> Option<u64
     let shape = &attention.shape;
     let more =
         [("HEAD_DIM", shape.head_dim), ("KEY_ROUNDS", shape.key_len.div_ceil(SCORES_THREADS))];
-    let rounds = source.rounds(&more)?;
-    eprintln!("DEBUG {} {:?}", source.label(), rounds);
-    rounds.walk_within(limit)?.checked_sub(extra)
+    source.rounds(&more)?.walk_within(limit)?.checked_sub(extra)
 }
 
 impl Attention {

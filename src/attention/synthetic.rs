@@ -108,7 +108,7 @@ impl Synthetic {
             // As the tensor's dtype has them; no two tensors alike.
             let made = |shape: [u32; 4], dtype: DType, seed: u32| {
                 let numbers: Vec<f32> =
-                    (0..elements(shape) as u32).map(|index| number(index ^ seed << 24)).collect();
+                    (0..elements(shape) as u32).map(|index| number(index ^ (seed << 24))).collect();
                 dtype.decode(&dtype.encode(&numbers))
             };
             let filled = |label, dtype: DType, numbers: &[f32]| {
@@ -216,7 +216,7 @@ impl Sides {
         };
         let numbers = |wanted: bool, len: u32, seed: u32| -> Vec<f32> {
             let len = if wanted { len } else { 0 };
-            (0..len).map(|index| number(index ^ seed << 24)).collect()
+            (0..len).map(|index| number(index ^ (seed << 24))).collect()
         };
         let roles = mask.any(|term| term.roles);
         let starts = |len: u32| if some { vec![0, len / 3, len] } else { vec![0, len] };
@@ -234,7 +234,7 @@ impl Sides {
                 words(roles, shape.query_len, 0, |query| query % 2),
                 words(roles, shape.key_len, 0, |key| key % 3 % 2),
                 // Role 0 sees role 0, role 1 sees both.
-                words(roles, MAX_ROLES, u32::MAX, |role| 1 | role % 2 << 1),
+                words(roles, MAX_ROLES, u32::MAX, |role| 1 | ((role % 2) << 1)),
             ],
             tree_bits: words(mask.any(|t| t.tree), 2 * shape.query_len, u32::MAX, mixed),
             dense_mask: words(mask.any(|t| t.dense), mask_words, u32::MAX, mixed),

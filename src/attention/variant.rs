@@ -278,6 +278,7 @@ impl Variant {
                     fragments.push(fragment!("attention/coop_rows.wgsl"));
                 } else if self != Self::Rows {
                     fragments.push(fragment!("attention/stage.wgsl"));
+                    fragments.push(fragment!("attention/outputs.wgsl"));
                     fragments.push(fragment!("attention/forward.wgsl"));
                 }
                 if [Self::Coop, Self::Subgroup].contains(&self) {

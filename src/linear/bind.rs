@@ -4,7 +4,7 @@
 use super::check::check_arrays;
 use super::plan::{Compiled, LinearInputs, LinearOutputs, LinearPlan};
 use super::tensors::Tensors;
-use super::tiles::{Half, SCAN_WORKGROUPS, SMALL_THREADS};
+use super::tiles::{COLUMN_THREADS, Half, SCAN_WORKGROUPS, SMALL_THREADS};
 use super::variant::Kernel;
 use super::{Carry, LinearVariant};
 use crate::error::Error;
@@ -31,6 +31,8 @@ struct Workspace {
     /// The entries of chunks and the sums of their gates.
     chunks: Option<wgpu::Buffer>,
     sums: Option<wgpu::Buffer>,
+    /// The state between dispatches of `linear.recurrent`, where no other is carried.
+    between: Option<wgpu::Buffer>,
 }
 
 /// The packed side arrays, and how many documents there are.
@@ -110,7 +112,10 @@ impl LinearPlan {
         if self.narrow.is_some() {
             sizes.push(("the f32 workspace behind `out`", 4 * elements(self.wide_shape(piece))));
         }
-        if self.variant != LinearVariant::Recurrent {
+        if self.keeps_state() {
+            sizes.push(("the state in the workspace", self.between_bytes(piece, documents)));
+        }
+        if !self.variant.takes_tokens() {
             for half in &self.halves {
                 sizes.push(("the workspace of two chunks", 2 * self.slot_bytes(half, piece)));
             }
@@ -131,6 +136,7 @@ impl LinearPlan {
         let wanted = (WORKSPACE_BYTES / slot).max(LEAST_SEGMENT);
         // One more where segments follow each other: see `entries`.
         let most = (self.context.caps().storage_binding / slot).saturating_sub(1);
+        let most = most.min(u64::from(half.walk.unwrap_or(u32::MAX)));
         wanted.min(most).clamp(1, u64::from(half.tiles.slots(&self.linear, documents))) as u32
     }
 
@@ -146,6 +152,27 @@ impl LinearPlan {
     fn leaves_workspace_zero(&self, documents: u32) -> bool {
         let is_single = |half: &Compiled| half.tiles.slots(&self.linear, documents) == 1;
         self.linear.carry == Carry::None && self.halves.iter().all(is_single)
+    }
+
+    /// Whether a state passes through the workspace from one dispatch of `linear.recurrent` to the next.
+    fn keeps_state(&self) -> bool {
+        let is_cut = |half: &Compiled| half.walk.is_some_and(|w| w < self.linear.shape.key_len);
+        self.variant.takes_tokens()
+            && self.linear.carry == Carry::None
+            && self.halves.iter().any(is_cut)
+    }
+
+    /// `[batch · documents, key_heads, features, value_dim]` of a piece.
+    fn state_shape(&self, half: &Compiled, piece: &Piece, documents: u32) -> [u32; 4] {
+        let columns = if half.half == Half::Ones { 1 } else { self.linear.shape.value_dim };
+        let sequences = piece.batch.len() as u32 * documents;
+        [sequences, piece.heads.len() as u32, self.linear.features(), columns]
+    }
+
+    /// Bytes of the larger state of a piece that passes through the workspace.
+    fn between_bytes(&self, piece: &Piece, documents: u32) -> u64 {
+        let bytes = |half| 4 * elements(self.state_shape(half, piece, documents));
+        self.halves.iter().map(bytes).max().unwrap_or(0)
     }
 
     /// `[batch, query_heads, len, value_dim]` of a piece.
@@ -181,11 +208,12 @@ impl LinearPlan {
             })
         };
         let linear = &self.linear;
-        let chunked = self.variant != LinearVariant::Recurrent;
+        let chunked = !self.variant.takes_tokens();
         let when = |wanted: bool, label: &str, size: u64| {
             if wanted { make(label, size) } else { Ok(None) }
         };
         let wide = largest(&|piece| 4 * elements(self.wide_shape(piece)));
+        let between = |piece: &Piece| self.between_bytes(piece, documents);
         let entries = chunks(&|half| half.tiles.entry_bytes(linear));
         let sums = chunks(&|half| half.tiles.sum_bytes(linear));
         Ok(Workspace {
@@ -193,6 +221,7 @@ impl LinearPlan {
             wide: when(self.narrow.is_some(), "wide output", wide)?,
             chunks: when(chunked, "chunks", entries)?,
             sums: when(chunked && linear.rule.is_gated(), "sums of gates", sums)?,
+            between: when(self.keeps_state(), "state", largest(&between))?,
         })
     }
 
@@ -216,6 +245,11 @@ impl LinearPlan {
                 (Half::Ones, Some(out)) => Tensors { out, state: part.normalizer, ..*part },
                 _ => Tensors { out: wide.unwrap_or(part.out), ..*part },
             };
+            let between = workspace
+                .between
+                .as_ref()
+                .map(|buffer| f32_view(buffer, self.state_shape(half, piece, packed.documents)));
+            let tensors = Tensors { state: tensors.state.or(between), ..tensors };
             let job = Job { half, piece, tensors, denominators };
             self.push_half(steps, &job, packed, workspace)?;
         }
@@ -235,8 +269,15 @@ impl LinearPlan {
         workspace: &Workspace,
     ) -> Result<(), Error> {
         let params = self.params(job, packed);
-        if self.variant == LinearVariant::Recurrent {
-            return self.push_kernels(steps, job, &params, packed, workspace);
+        if self.variant.takes_tokens() {
+            let (len, most) = (params.len, job.half.walk.unwrap_or(u32::MAX));
+            // One dispatch at least: a state may have to be written.
+            for first_slot in (0..len.max(1)).step_by(most as usize) {
+                let segment_slots = most.min(len - first_slot);
+                let params = LinearParams { slots: len, first_slot, segment_slots, ..params };
+                self.push_kernels(steps, job, &params, packed, workspace)?;
+            }
+            return Ok(());
         }
         let segment = self.segment(job.half, job.piece, packed.documents);
         let slot_capacity = self.entries(job.half, job.piece, packed.documents);
@@ -303,7 +344,7 @@ impl LinearPlan {
             Kernel::ChunkSums => vec![uniform, gate, sums, metadata],
             Kernel::StateScan | Kernel::DeltaScan => vec![uniform, chunks, state, sums, metadata],
             _ => {
-                let is_recurrent = kernel == Kernel::Recurrent;
+                let is_recurrent = kernel.takes_tokens();
                 let writes =
                     is_recurrent || matches!(kernel, Kernel::ChunkOutput | Kernel::CoopOutput);
                 let out = Some(tensors.out).filter(|_| writes);
@@ -327,7 +368,7 @@ impl LinearPlan {
     /// An estimate of a dispatch's operations: as if every kernel did what the longest does.
     fn cost(&self, job: &Job<'_>, params: &LinearParams) -> f64 {
         let (tokens, chunk) = match self.variant {
-            LinearVariant::Recurrent => (params.len, 1),
+            LinearVariant::Columns | LinearVariant::Recurrent => (params.segment_slots, 1),
             _ => (job.half.tiles.chunk * params.segment_slots, self.chunk()),
         };
         let sizes = [params.features, params.value_dim, params.group, chunk].map(f64::from);
@@ -354,6 +395,10 @@ impl LinearPlan {
                 let slices = cut(tiles.recurrent_slice);
                 (heads * u64::from(params.documents) * u64::from(slices), slices)
             }
+            Kernel::Columns => {
+                let slices = cut(COLUMN_THREADS);
+                (heads * u64::from(params.documents) * u64::from(slices), slices)
+            }
             Kernel::ChunkSums => {
                 let sums = tiles.gates(&self.linear) * tiles.spans(&self.linear);
                 (threads(entries * u64::from(sums)), 1)
@@ -364,7 +409,9 @@ impl LinearPlan {
             }
             Kernel::StateScan => {
                 let vectors = 4 * tiles.feature_vecs * tiles.value_vecs;
-                (threads(heads * u64::from(vectors)).min(SCAN_WORKGROUPS), 1)
+                let limited = self.context.caps().loop_rounds.is_some();
+                let most = if limited { u64::MAX } else { SCAN_WORKGROUPS };
+                (threads(heads * u64::from(vectors)).min(most), 1)
             }
             Kernel::ChunkCorrect => (entries, 1),
             Kernel::CoopState => {

@@ -5,6 +5,7 @@ mod bind;
 mod check;
 mod plan;
 pub mod reference;
+mod rounds;
 pub mod slopes;
 mod tensors;
 mod tiles;

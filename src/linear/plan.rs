@@ -124,7 +124,18 @@ pub struct LinearPlan {
 pub(super) struct Compiled {
     pub half: Half,
     pub tiles: Tiles,
+    /// As that of [`Composed`].
+    pub walk: Option<u32>,
     pub kernels: Vec<(Kernel, Source, wgpu::ComputePipeline)>,
+}
+
+/// The shaders of one half of a call, in the order in which they run.
+pub(super) struct Composed {
+    pub tiles: Tiles,
+    /// Chunks, or tokens of `linear.recurrent`, that one dispatch walks at most, where the driver
+    /// limits the rounds of loops.
+    pub walk: Option<u32>,
+    pub kernels: Vec<(Kernel, Source)>,
 }
 
 impl LinearAttention {
@@ -176,28 +187,33 @@ impl LinearAttention {
         if variant == LinearVariant::Coop && target == Target::Web {
             return Err(Unsupported::new(variant.label(), "browsers have no matrix units").into());
         }
-        let halves = self.halves().flat_map(|half| self.sources(caps, variant, half, target).1);
-        let sources = halves.map(|(_, source)| source);
-        Ok(sources.chain(self.narrow_source(target)).collect())
+        let mut sources = Vec::new();
+        for half in self.halves() {
+            let composed = self.sources(caps, variant, half, target)?;
+            sources.extend(composed.kernels.into_iter().map(|(_, source)| source));
+        }
+        Ok(sources.into_iter().chain(self.narrow_source(target)).collect())
     }
 
     /// The halves of the call: the denominators first, where there is a normaliser.
-    fn halves(&self) -> impl Iterator<Item = Half> {
+    pub(super) fn halves(&self) -> impl Iterator<Item = Half> {
         self.normalize.map(|_| Half::Ones).into_iter().chain([Half::Values])
     }
 
     /// The kernels of one half, in the order in which they run.
-    fn sources(
+    pub(super) fn sources(
         &self,
         caps: &Caps,
         variant: LinearVariant,
         half: Half,
         target: Target,
-    ) -> (Tiles, Vec<(Kernel, Source)>) {
+    ) -> Result<Composed, Unsupported> {
         let variant = variant.of_half(half);
         let (tiles, _) = Tiles::new(caps, variant, self, half);
         let compose = |kernel: Kernel| (kernel, kernel.source(self, half, &tiles, (caps, target)));
-        (tiles, variant.kernels(self).into_iter().map(compose).collect())
+        let kernels: Vec<_> = variant.kernels(self).into_iter().map(compose).collect();
+        let walk = self.walk(caps, &kernels)?;
+        Ok(Composed { tiles, walk, kernels })
     }
 
     /// Rounds the f32 workspace to a 16-bit output whose words the kernels cannot write whole.
@@ -214,13 +230,14 @@ impl LinearAttention {
         let target = Target::current();
         let mut halves = Vec::new();
         for half in self.halves() {
-            let (tiles, sources) = self.sources(context.caps(), variant, half, target);
+            let composed = self.sources(context.caps(), variant, half, target)?;
+            let Composed { tiles, walk, .. } = composed;
             let mut kernels = Vec::new();
-            for (kernel, source) in sources {
+            for (kernel, source) in composed.kernels {
                 let pipeline = context.pipeline(&source).await?;
                 kernels.push((kernel, source, pipeline));
             }
-            halves.push(Compiled { half, tiles, kernels });
+            halves.push(Compiled { half, tiles, walk, kernels });
         }
         let narrow = match self.narrow_source(target) {
             Some(narrow) => Some(context.pipeline(&narrow).await?),
@@ -253,7 +270,7 @@ impl LinearPlan {
     /// Tokens of a chunk; 1 for the recurrence.
     pub fn chunk(&self) -> u32 {
         match self.variant {
-            LinearVariant::Recurrent => 1,
+            LinearVariant::Columns | LinearVariant::Recurrent => 1,
             LinearVariant::Coop | LinearVariant::Chunked => {
                 self.halves.last().map_or(1, |half| half.tiles.chunk)
             }

@@ -8,6 +8,15 @@ use crate::tensor::Alignment;
 /// Threads of one workgroup of `linear.recurrent` and `linear.delta_scan`.
 pub(super) const THREADS: u32 = 128;
 
+/// Threads of one workgroup of `linear.columns`, as many as are lanes of a CPU's vector.
+pub(super) const COLUMN_THREADS: u32 = 8;
+
+/// Tokens whose features `linear.columns` has in workgroup memory at most.
+pub(super) const MOST_STAGED: u32 = 16;
+
+/// Tokens that go through the state together in `linear.columns`.
+pub(super) const COLUMN_TOKENS: u32 = 4;
+
 /// Threads of the kernels that own an element a thread, and of `linear.chunk_correct`.
 pub(super) const SMALL_THREADS: u32 = 64;
 
@@ -151,6 +160,13 @@ impl Tiles {
         let products = tokens + 4 * self.chunk_vecs * columns;
         let weights = 4 * self.chunk + 16 * columns;
         16 * products.max(weights) + 8 * self.chunk
+    }
+
+    /// Tokens whose features `linear.columns` has in workgroup memory: in three tiles of 4 KiB, which
+    /// are [`MOST_STAGED`] tokens at most.
+    pub const fn staged_tokens(&self) -> u32 {
+        let tokens = 256 / self.feature_vecs;
+        if tokens > MOST_STAGED { MOST_STAGED } else { tokens / COLUMN_TOKENS * COLUMN_TOKENS }
     }
 
     /// Bytes of workgroup memory of `linear.delta_scan`.

@@ -119,7 +119,7 @@ impl Call {
         let shape = &linear.shape;
         // From −1 to 1, no two tensors alike.
         let unit = |count: usize, seed: u32| -> Vec<f32> {
-            (0..count as u32).map(|index| 0.5 * number(index ^ seed << 24)).collect()
+            (0..count as u32).map(|index| 0.5 * number(index ^ (seed << 24))).collect()
         };
         let rounded = |numbers: Vec<f32>| linear.dtype.decode(&linear.dtype.encode(&numbers));
         let features = linear.features() as f32;

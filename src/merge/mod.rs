@@ -4,7 +4,7 @@ mod bind;
 pub mod reference;
 
 use crate::device::Context;
-use crate::error::Error;
+use crate::error::{Error, Unsupported};
 use crate::launch;
 use crate::launch::workspace::{dtype_fragment, store_fragment, with_narrow};
 use crate::launch::{Array, Bound};
@@ -258,9 +258,18 @@ impl Merge {
     /// Compiles the kernel.
     ///
     /// # Errors
-    /// As [`validate`](Self::validate); a shader that does not compile.
+    /// As [`validate`](Self::validate); more parts than loops of the driver have rounds; a shader that
+    /// does not compile.
     pub async fn plan(&self, context: &Context) -> Result<MergePlan, Error> {
-        let pipelines = context.compile(&self.compose(Target::current())?).await?;
+        let sources = self.compose(Target::current())?;
+        if let Some(limit) = context.caps().loop_rounds {
+            let rounds = sources.first().and_then(|merge| merge.rounds(&[]));
+            let most = rounds.and_then(|rounds| rounds.walk_within(limit));
+            if most.is_none_or(|most| most < u64::from(self.parts)) {
+                return Err(Unsupported::rounds("merge.merge", limit).into());
+            }
+        }
+        let pipelines = context.compile(&sources).await?;
         Ok(MergePlan { context: context.clone(), merge: *self, pipelines })
     }
 }

@@ -178,7 +178,7 @@ impl Case {
     /// Runs every variant and compares it with the reference; on matrix units, perhaps emulated ones,
     /// with the tensors rounded to what those take.
     pub fn check(&self, context: &Context) {
-        let portable = [LinearVariant::Chunked, LinearVariant::Recurrent];
+        let portable = [LinearVariant::Columns, LinearVariant::Chunked, LinearVariant::Recurrent];
         for variant in portable {
             if variant.supports(context.caps(), &self.linear).is_ok() {
                 self.check_variant(context, variant);

@@ -96,7 +96,7 @@ pub fn draw(u: &mut Unstructured<'_>, context: &Context) -> Result<()> {
     let run = |context: &Context, variant| case.run(context, Some(variant));
     // Not `linear.coop`: it rounds factors to f16, for which the tolerance has no term. Numbers of any
     // kind are too much for it; those of `linear_coop.rs` are not.
-    for variant in [LinearVariant::Recurrent, LinearVariant::Chunked] {
+    for variant in [LinearVariant::Columns, LinearVariant::Recurrent, LinearVariant::Chunked] {
         if variant.supports(context.caps(), &case.linear).is_err() {
             continue;
         }

@@ -144,7 +144,8 @@ export interface LinearOptions extends Common {
   chunk?: number;
   /** Hands out the state at the end as well, as a `state` to begin with does. */
   carry?: boolean;
-  variant?: "chunked" | "recurrent";
+  /** `columns` on a CPU's device alone. */
+  variant?: "columns" | "chunked" | "recurrent";
 }
 
 export interface LinearTensors<T extends Tensor = Tensor> {
