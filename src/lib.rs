@@ -61,6 +61,9 @@
 //! In front of attention stand [`Rope`], which turns queries and keys by their positions, and
 //! [`Scatter`], which writes new rows into a cache; behind it [`Merge`], which joins partial results.
 //! [`onnx`] offers all of it under the names and conventions of ONNX operators.
+//!
+//! The `guide` has the maths, the shape of the kernels, the quirks of drivers, and what malicious input
+//! can and cannot do.
 
 pub mod attention;
 mod caps;
@@ -106,3 +109,29 @@ pub use wgpu;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Chapters about the library as a whole. They are files of the repository and exist in the
+/// documentation only.
+#[cfg(all(doc, not(doctest)))]
+pub mod guide {
+    #[doc = include_str!("attention/README.md")]
+    pub mod attention_maths {}
+
+    #[doc = include_str!("linear/README.md")]
+    pub mod linear_maths {}
+
+    #[doc = include_str!("merge/README.md")]
+    pub mod merge_maths {}
+
+    #[doc = include_str!("../docs/kernels/attention.md")]
+    pub mod attention_kernels {}
+
+    #[doc = include_str!("../docs/kernels/linear.md")]
+    pub mod linear_kernels {}
+
+    #[doc = include_str!("../docs/platform.md")]
+    pub mod platform_notes {}
+
+    #[doc = include_str!("../SECURITY.md")]
+    pub mod security {}
+}
