@@ -10,7 +10,7 @@ pub mod rope;
 pub mod scatter;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -34,17 +34,27 @@ fn records() -> PathBuf {
     std::env::var_os(RECORDS).map_or_else(|| built.into(), PathBuf::from)
 }
 
-/// The path of a file of `tests/data`, which lies elsewhere on a machine without the sources.
-pub fn data(name: &str) -> String {
-    let folder = std::env::var("WGPU_ATTENTION_TEST_DATA")
-        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data").into());
-    format!("{folder}/{name}")
+/// The workspace's folder, above or at that of the package that these files are compiled for: the library's
+/// tests, the program's, or a fuzz target.
+fn root() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().find(|folder| folder.join("tests/data").is_dir()).unwrap_or(package)
 }
 
-/// The folder of the fuzz corpus, which lies elsewhere on a machine without the sources.
+/// A folder of the sources, which lies elsewhere on a machine without them.
+fn folder(variable: &str, built: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| root().join(built), PathBuf::from)
+}
+
+/// The path of a file of `tests/data`.
+pub fn data(name: &str) -> String {
+    let path = folder("WGPU_ATTENTION_TEST_DATA", "tests/data").join(name);
+    path.into_os_string().into_string().expect("UTF-8")
+}
+
+/// The folder of the fuzz corpus.
 pub fn corpus() -> PathBuf {
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
-    std::env::var_os("WGPU_ATTENTION_FUZZ_CORPUS").map_or_else(|| built.into(), PathBuf::from)
+    folder("WGPU_ATTENTION_FUZZ_CORPUS", "fuzz/corpus")
 }
 
 /// A buffer of zeros for an f32 tensor.
@@ -56,23 +66,6 @@ pub fn scratch(context: &Context, shape: [u32; 4]) -> wgpu::Buffer {
         mapped_at_creation: false,
     })
 }
-
-/// A command that starts the program, which lies elsewhere on a machine without the sources. Cargo
-/// tells its place only to tests that are built with the program.
-#[allow(unused_macros, reason = "every test binary uses a part of this")]
-macro_rules! program {
-    () => {{
-        let mut program = std::process::Command::new(
-            std::env::var_os("WGPU_ATTENTION_PROGRAM")
-                .unwrap_or_else(|| env!("CARGO_BIN_EXE_wgpu-attention").into()),
-        );
-        // The user's own is none of the tests' business.
-        program.env("WGPU_ATTENTION_CACHE", "off");
-        program
-    }};
-}
-#[allow(unused_imports, reason = "every test binary uses a part of this")]
-pub(crate) use program;
 
 /// The context of this test binary, or `None`, said loudly, where there is no adapter.
 pub fn context() -> Option<&'static Context> {

@@ -1,5 +1,6 @@
 //! One archive with everything that tests and times the kernels on a machine without Rust.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -97,7 +98,7 @@ struct Built {
 
 fn build() -> Result<Built, Stop> {
     let mut command = cargo(
-        "test --release --package wgpu-attention --features cli --bins --tests --no-run \
+        "test --release --package wgpu-attention --package wgpu-attention-cli --bins --tests --no-run \
          --message-format json-render-diagnostics",
     );
     let output =
@@ -126,7 +127,18 @@ fn build() -> Result<Built, Stop> {
     if built.program.as_os_str().is_empty() || built.tests.is_empty() {
         return Err(fail("cargo built no program or no tests".into()));
     }
-    Ok(built)
+    match twice(&built.tests) {
+        Some(name) => {
+            Err(fail(format!("two tests are named `{name}`, and the bundle has one folder")))
+        }
+        None => Ok(built),
+    }
+}
+
+/// A name that tests of two packages share: one would take the other's place in the bundle.
+fn twice(tests: &[(String, PathBuf)]) -> Option<&str> {
+    let mut seen = BTreeSet::new();
+    tests.iter().map(|(name, _)| name.as_str()).find(|name| !seen.insert(*name))
 }
 
 /// Whether the test of a source file uses a device; a test in a folder of its own is all files there.
@@ -246,16 +258,18 @@ mod tests {
     /// By the functions of `tests/common` that give a device, and by those of the library.
     #[test]
     fn tests_that_use_a_device_are_known_by_their_sources() {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for (name, expected) in [
-            ("attention.rs", true),
-            ("sparse.rs", true),
-            ("cli.rs", true),
-            ("fuzz/main.rs", true),
-            ("tolerance.rs", false),
-            ("shaders.rs", false),
+            ("tests/attention.rs", true),
+            ("tests/sparse.rs", true),
+            ("tests/fuzz/main.rs", true),
+            ("tests/tolerance.rs", false),
+            ("tests/shaders.rs", false),
+            ("cli/tests/cli.rs", true),
+            ("cli/tests/cli_bench.rs", true),
+            ("cli/tests/cli_linear.rs", true),
         ] {
-            assert_eq!(uses_device(&tests.join(name)).expect("a test"), expected, "{name}");
+            assert_eq!(uses_device(&root.join(name)).expect("a test"), expected, "{name}");
         }
         let folder = tempfile::tempdir().expect("a folder");
         let main = folder.path().join("main.rs");
@@ -263,6 +277,15 @@ mod tests {
         assert!(!uses_device(&main).expect("readable"));
         fs::write(folder.path().join("draw.rs"), "let c = context();").expect("written");
         assert!(uses_device(&main).expect("readable"));
+    }
+
+    #[test]
+    fn tests_of_two_packages_have_names_of_their_own() {
+        let built = |names: &[&str]| -> Vec<(String, PathBuf)> {
+            names.iter().map(|name| ((*name).to_owned(), format!("/deps/{name}").into())).collect()
+        };
+        assert_eq!(twice(&built(&["attention", "linear", "cli_linear"])), None);
+        assert_eq!(twice(&built(&["attention", "linear", "cli", "linear"])), Some("linear"));
     }
 
     #[test]

@@ -176,7 +176,7 @@ fn test_runs(
     strict: bool,
     ways: &Ways,
 ) -> Result<(), Stop> {
-    let tests = "test --workspace --exclude xtask --features cli";
+    let tests = "test --workspace --exclude xtask";
     steps.run("build of the tests", cargo(tests).arg("--no-run").args(args))?;
     let mut commands = Vec::new();
     for (index, run) in runs.iter().enumerate() {
@@ -227,9 +227,7 @@ fn write_conformance(
 fn bench(options: &Options, args: &[OsString]) -> Result<ExitCode, Stop> {
     // The environment stays as it is: the program chooses among the adapters, or the user by `--adapter`.
     setup::ready(options, &[Want { driver: Driver::System, required: true }])?;
-    let mut command = cargo(
-        "run --release --package wgpu-attention --features cli --bin wgpu-attention -- bench",
-    );
+    let mut command = cargo("run --release --package wgpu-attention-cli -- bench");
     let status =
         command.args(args).status().map_err(|error| steps::cannot_run(&command, &error))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
@@ -267,10 +265,7 @@ fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
     steps.time("dependencies", dependencies::check)?;
     let runs = steps
         .time("set-up", || setup::ready(options, &setup::wanted(&options.found(), None, true)))?;
-    steps.run(
-        "clippy",
-        &mut cargo("clippy --workspace --all-targets --features cli -- -D warnings"),
-    )?;
+    steps.run("clippy", &mut cargo("clippy --workspace --all-targets -- -D warnings"))?;
     steps.run(
         "clippy of the library alone",
         &mut cargo("clippy --package wgpu-attention --lib -- -D warnings"),

@@ -55,8 +55,10 @@ pub fn run(steps: &mut Steps, options: &Options, mode: Mode) -> Result<(), Stop>
         server.arg("serve.mjs").current_dir(&folder);
         return server.status().map(drop).map_err(|error| cannot_run(&server, &error));
     }
-    // The library's own tests leave every shader of the web target in the target folder.
-    let shaders = "test --quiet --features cli --test shaders --test linear_shaders web_shaders";
+    // The library's own tests leave every shader of the web target in the target folder. The packages are those
+    // of all tests: for fewer, cargo might build the dependencies anew, with fewer features.
+    let shaders = "test --quiet --workspace --exclude xtask --test shaders --test linear_shaders \
+                   web_shaders";
     steps.run("web shaders", &mut cargo(shaders))?;
     let mut tests = npm("test --silent");
     tests.current_dir(&folder).env("WEB_SHADERS", wasm::target().join("tmp/web"));

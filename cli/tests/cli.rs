@@ -1,5 +1,4 @@
 //! The command-line program from outside: results, exit status, and what it says about bad input.
-#![cfg(feature = "cli")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ fn minilm() -> String {
 }
 
 fn program(args: &[&str]) -> Output {
-    common::program!().args(args).output().expect("the program runs")
+    common::program().args(args).output().expect("the program runs")
 }
 
 fn stdout(output: &Output) -> &str {
@@ -648,7 +647,7 @@ fn the_help_says_what_is_not_obvious() {
 #[cfg(target_os = "linux")]
 fn without_a_driver_the_reference_is_named() {
     let without = |args: &[&str]| {
-        let mut program = common::program!();
+        let mut program = common::program();
         let none = "/nonexistent/driver.json";
         program.env("VK_DRIVER_FILES", none).env("VK_ICD_FILENAMES", none);
         program.env_remove("VK_ADD_DRIVER_FILES").args(args).output().expect("the program runs")
@@ -668,7 +667,7 @@ fn good_results_come_without_noise() {
         return;
     }
     for folder in [None, Some("relative")] {
-        let mut program = common::program!();
+        let mut program = common::program();
         program.env_remove("XDG_RUNTIME_DIR").envs(folder.map(|f| ("XDG_RUNTIME_DIR", f)));
         let info = program.args(["info", "--json"]).output().expect("the program runs");
         assert_eq!(info.status.code(), Some(0));
@@ -720,7 +719,7 @@ fn tuned_kernels_are_kept_and_right() {
     }
     let cache = tempfile::tempdir().expect("a folder");
     let args = ["run", &minilm(), "--prefix", "layer3.", "--check", "--json", "--tune"];
-    let tuned = common::program!()
+    let tuned = common::program()
         .args(args)
         .env("WGPU_ATTENTION_CACHE", cache.path())
         .output()

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use wgpu_attention::{Caps, DType, Shape, wgpu};
 
 use super::ceilings::Ceilings;
-use crate::bad_input;
+use crate::{NAME, bad_input};
 
 /// A whole run.
 #[derive(Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Record {
 pub struct Machine {
     /// In UTC.
     pub date: String,
-    /// This program's name and version.
+    /// This program's name and version, with which its rows begin.
     pub program: String,
     pub system: String,
     pub processors: usize,
@@ -127,10 +127,7 @@ impl Machine {
     }
 }
 
-/// What this program's rows begin with.
-const NAME: &str = env!("CARGO_PKG_NAME");
-
-/// This program's name and version.
+/// This program's name and version, with which its rows begin.
 fn program() -> String {
     format!("{NAME} {}", env!("CARGO_PKG_VERSION"))
 }

@@ -1,5 +1,4 @@
 //! `bench` from outside: what it measures, records, compares and draws.
-#![cfg(feature = "cli")]
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +9,7 @@ use serde_json::Value;
 mod common;
 
 fn program(args: &[&str]) -> Output {
-    common::program!().arg("bench").args(args).output().expect("the program runs")
+    common::program().arg("bench").args(args).output().expect("the program runs")
 }
 
 fn stdout(output: &Output) -> &str {

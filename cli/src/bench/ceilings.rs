@@ -100,7 +100,7 @@ fn copy(context: &Context) -> Result<Kernel> {
     let bytes = workgroups * a_workgroup;
     let text = format!(
         "const THREADS: u32 = {THREADS}u;\nconst VECTORS: u32 = {VECTORS}u;\n{}",
-        include_str!("../../../../shaders/bench/copy.wgsl")
+        include_str!("ceilings/copy.wgsl")
     );
     let [source, copied] = [bytes, bytes].map(|size| buffer(context, size));
     kernel(context, &text, [&source, &copied], (workgroups as u32, 2.0 * bytes as f64))
@@ -112,7 +112,7 @@ fn fma(context: &Context) -> Result<Kernel> {
     let text = format!(
         "const THREADS: u32 = {THREADS}u;\nconst ROUNDS: u32 = {rounds}u;\n\
          const FMAS_PER_ROUND: u32 = {FMAS}u;\n{}",
-        include_str!("../../../../shaders/bench/fma.wgsl")
+        include_str!("ceilings/fma.wgsl")
     );
     let invocations = workgroups * THREADS;
     let numbers = buffer(context, 32);
@@ -150,7 +150,7 @@ fn matrix_text(matrices: u32, rounds: u32) -> String {
     format!(
         "enable f16;\nenable wgpu_cooperative_matrix;\nconst THREADS: u32 = {THREADS}u;\n\
          const ROUNDS: u32 = {rounds}u;\nconst MATRICES: u32 = {matrices}u;\n{}",
-        include_str!("../../../../shaders/bench/matrix.wgsl")
+        include_str!("ceilings/matrix.wgsl")
     )
 }
 

@@ -1,5 +1,4 @@
 //! `run --op linear` from outside.
-#![cfg(feature = "cli")]
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -11,7 +10,7 @@ use serde_json::Value;
 mod common;
 
 fn program(args: &[&str]) -> Output {
-    common::program!().args(args).output().expect("the program runs")
+    common::program().args(args).output().expect("the program runs")
 }
 
 /// A tensor's name and shape, and what makes its numbers of some between −1 and 1.

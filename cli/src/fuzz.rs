@@ -346,7 +346,7 @@ fn fill(u: &mut Unstructured<'_>, dtype: &str, count: usize, data: &mut Vec<u8>)
 mod tests {
     #[test]
     fn the_corpus_is_taken_or_refused() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/texts");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/texts");
         let files = std::fs::read_dir(folder).expect("the corpus");
         let mut count = 0;
         for file in files {

@@ -31,12 +31,15 @@ mod quality;
 mod run;
 mod side;
 
+/// The program's name, which its package and the fuzz target do not have.
+const NAME: &str = "wgpu-attention";
+
 /// Attention on any GPU that Vulkan, Metal or DX12 reaches.
 ///
 /// Compiled kernels and tuned choices are kept in the system's folder for caches, in the one that the
 /// environment's WGPU_ATTENTION_CACHE names, or with WGPU_ATTENTION_CACHE=off nowhere.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = NAME, version, about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -137,5 +140,12 @@ mod tests {
     #[test]
     fn the_options_of_all_commands_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// What records keep and `--version` says is the program, not the package.
+    #[test]
+    fn the_program_goes_by_its_own_name() {
+        let version = Cli::command().render_version();
+        assert_eq!(version, format!("wgpu-attention {}\n", env!("CARGO_PKG_VERSION")));
     }
 }
