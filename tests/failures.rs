@@ -207,15 +207,15 @@ fn a_kernel_that_computes_wrong_results_is_passed_over() {
     assert!(refusal.reason.starts_with(part), "{}", refusal.reason);
     assert!(refusal.reason.contains("`out` is off by "), "{}", refusal.reason);
 
-    // Without trials it is handed out, wrong as it is; and the verdict has been kept.
+    // Without trials it is handed out, wrong as it is; and the outcome has been kept.
     let unsuspecting = wrong.with_verification(false);
     let plan = block_on(attention.plan(&unsuspecting)).expect("planned");
     assert_eq!(plan.variant(), Variant::Coop);
-    let verdicts = std::fs::read_to_string(folder.path().join("verified.tsv")).expect("a file");
-    assert_eq!(verdicts.lines().filter(|line| line.contains("attention.coop")).count(), 1);
+    let outcomes = std::fs::read_to_string(folder.path().join("verified.tsv")).expect("a file");
+    assert_eq!(outcomes.lines().filter(|line| line.contains("attention.coop")).count(), 1);
     let later = trying().expect("as before").with_cache(folder.path());
     let plan = block_on(attention.plan(&later)).expect("another kernel is right");
-    assert_ne!(plan.variant(), Variant::Coop, "the kept verdict counts");
+    assert_ne!(plan.variant(), Variant::Coop, "the kept outcome counts");
 }
 
 /// The same for the states of linear attention.

@@ -31,7 +31,7 @@ use crate::attention::score::{Broadcast, Score};
 use crate::caps::Caps;
 use crate::device::Context;
 #[cfg(not(target_family = "wasm"))]
-use crate::device::verification::Verdict;
+use crate::device::verification::Outcome;
 use crate::error::{Error, Unsupported};
 use crate::shader::{Source, Target};
 use crate::shape::Shape;
@@ -479,7 +479,7 @@ impl Attention {
 
     /// Runs a plan's kernel on a small problem and judges the results.
     #[cfg(not(target_family = "wasm"))]
-    async fn trial(&self, plan: &Plan, tiles: &Tiles) -> Result<Verdict, Error> {
+    async fn trial(&self, plan: &Plan, tiles: &Tiles) -> Result<Outcome, Error> {
         let call = Synthetic::trial(&plan.context, self, tiles)?;
         let (variant, tiles) = (plan.variant, plan.tiles);
         let tried = call.attention.compile_untried(&plan.context, variant, tiles).await?;

@@ -11,7 +11,7 @@ use std::{fs, io, process};
 
 use crate::device::lock;
 use crate::device::ready;
-use crate::device::verification::Verdict;
+use crate::device::verification::Outcome;
 
 /// Drivers never forget a pipeline: a file of more bytes than this is left behind, to start anew.
 const MOST_BYTES: usize = 256 << 20;
@@ -35,9 +35,9 @@ const HEAD: &str = concat!(
     ": by device and configuration the fastest kernel, slower ones, and the longest compilation in ms"
 );
 
-/// The file of verdicts, and its first line.
-const VERDICTS: &str = "verified.tsv";
-const VERDICTS_HEAD: &str = concat!(
+/// The file of outcomes, and its first line.
+const OUTCOMES: &str = "verified.tsv";
+const OUTCOMES_HEAD: &str = concat!(
     "# wgpu-attention ",
     env!("CARGO_PKG_VERSION"),
     ": by device, kernel and checksum of its text what a trial has shown: ok, or a fault"
@@ -109,24 +109,24 @@ impl Cache {
     }
 
     /// What a trial of a kernel has shown.
-    pub fn verdict(&self, key: &str) -> Option<Verdict> {
-        let file = self.folder.join(VERDICTS);
-        lines(&file, VERDICTS_HEAD).iter().find_map(|line| parse_verdict(line, key))
+    pub fn outcome(&self, key: &str) -> Option<Outcome> {
+        let file = self.folder.join(OUTCOMES);
+        lines(&file, OUTCOMES_HEAD).iter().find_map(|line| parse_outcome(line, key))
     }
 
     /// Writes what a trial of a kernel has shown.
-    pub fn keep_verdict(&self, key: &str, verdict: &Verdict) {
-        let file = self.folder.join(VERDICTS);
-        let mut lines = lines(&file, VERDICTS_HEAD);
-        lines.retain(|line| parse_verdict(line, key).is_none());
-        let fault = verdict.as_ref().err().map_or("ok", String::as_str);
+    pub fn keep_outcome(&self, key: &str, outcome: &Outcome) {
+        let file = self.folder.join(OUTCOMES);
+        let mut lines = lines(&file, OUTCOMES_HEAD);
+        lines.retain(|line| parse_outcome(line, key).is_none());
+        let fault = outcome.as_ref().err().map_or("ok", String::as_str);
         lines.push(format!("{key}\t{}", fault.replace(['\t', '\n'], " ")));
-        write(&file, VERDICTS_HEAD, &lines);
+        write(&file, OUTCOMES_HEAD, &lines);
     }
 }
 
 /// What a line says of a key.
-fn parse_verdict(line: &str, key: &str) -> Option<Verdict> {
+fn parse_outcome(line: &str, key: &str) -> Option<Outcome> {
     match line.strip_prefix(key)?.strip_prefix('\t')? {
         "ok" => Some(Ok(())),
         // What was cut off says nothing.
@@ -238,19 +238,19 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_lines() {
+    fn outcomes_are_lines() {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let cache = Cache { folder: folder.path().to_owned(), pipelines: None };
-        let verdicts = [Ok(()), Err("`out` is off by 1.00e0".to_owned())];
-        for (key, verdict) in ["device\tkernel 1", "device\tkernel 12"].into_iter().zip(&verdicts) {
-            assert_eq!(cache.verdict(key), None);
-            cache.keep_verdict(key, verdict);
+        let outcomes = [Ok(()), Err("`out` is off by 1.00e0".to_owned())];
+        for (key, outcome) in ["device\tkernel 1", "device\tkernel 12"].into_iter().zip(&outcomes) {
+            assert_eq!(cache.outcome(key), None);
+            cache.keep_outcome(key, outcome);
         }
-        assert_eq!(cache.verdict("device\tkernel 1"), Some(verdicts[0].clone()));
-        assert_eq!(cache.verdict("device\tkernel 12"), Some(verdicts[1].clone()));
-        cache.keep_verdict("device\tkernel 12", &Ok(()));
-        assert_eq!(cache.verdict("device\tkernel 12"), Some(Ok(())));
-        assert_eq!(cache.verdict("device\tkernel"), None);
+        assert_eq!(cache.outcome("device\tkernel 1"), Some(outcomes[0].clone()));
+        assert_eq!(cache.outcome("device\tkernel 12"), Some(outcomes[1].clone()));
+        cache.keep_outcome("device\tkernel 12", &Ok(()));
+        assert_eq!(cache.outcome("device\tkernel 12"), Some(Ok(())));
+        assert_eq!(cache.outcome("device\tkernel"), None);
     }
 
     #[test]

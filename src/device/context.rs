@@ -15,7 +15,7 @@ use crate::caps::Caps;
 use crate::device::cache::{Cache, Choice};
 use crate::device::readback;
 #[cfg(not(target_family = "wasm"))]
-use crate::device::verification::Verdicts;
+use crate::device::verification::Outcomes;
 use crate::error::Error;
 use crate::shader::{Binding, Source};
 use crate::shape::MAX_HEAD_DIM;
@@ -48,7 +48,7 @@ struct Inner {
     #[cfg(not(target_family = "wasm"))]
     verification: bool,
     #[cfg(not(target_family = "wasm"))]
-    verdicts: Verdicts,
+    outcomes: Outcomes,
     /// For tests of the verification: what is wrong with a kernel's text.
     #[cfg(not(target_family = "wasm"))]
     fault: Option<Fault>,
@@ -139,7 +139,7 @@ impl Context {
             #[cfg(not(target_family = "wasm"))]
             verification: !caps.emulates_matrices,
             #[cfg(not(target_family = "wasm"))]
-            verdicts: Arc::default(),
+            outcomes: Arc::default(),
             #[cfg(not(target_family = "wasm"))]
             fault: None,
             caps,
@@ -237,14 +237,14 @@ impl Context {
     /// A trial runs a kernel of the same text on a small made-up problem the first time that it is
     /// planned (some milliseconds) and compares with the f64 reference. A kernel that computes wrong
     /// results is refused: plans choose the next one and log a warning, and those that force it are an
-    /// [`Error::Unsupported`]. The verdict is kept in the [folder](Self::with_cache), by driver and text.
+    /// [`Error::Unsupported`]. The outcome is kept in the [folder](Self::with_cache), by driver and text.
     #[cfg(not(target_family = "wasm"))]
     #[must_use]
     pub fn with_verification(&self, verification: bool) -> Self {
         Self::from(Inner { verification, ..(*self.inner).clone() })
     }
 
-    /// The same device with pipelines and verdicts of its own, for which `find` in the text of the kernel
+    /// The same device with pipelines and outcomes of its own, for which `find` in the text of the kernel
     /// `label` reads `replace`: a driver that is wrong, for tests.
     #[cfg(not(target_family = "wasm"))]
     #[doc(hidden)]
@@ -258,7 +258,7 @@ impl Context {
         Self::from(Inner {
             fault: Some(Fault { label, find, replace }),
             pipelines: Arc::default(),
-            verdicts: Arc::default(),
+            outcomes: Arc::default(),
             ..(*self.inner).clone()
         })
     }
@@ -333,8 +333,8 @@ impl Context {
     }
 
     #[cfg(not(target_family = "wasm"))]
-    pub(crate) fn verdicts(&self) -> &Verdicts {
-        &self.inner.verdicts
+    pub(crate) fn outcomes(&self) -> &Outcomes {
+        &self.inner.outcomes
     }
 
     #[cfg(not(target_family = "wasm"))]

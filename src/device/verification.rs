@@ -3,7 +3,7 @@
 //!
 //! Drivers are not always right about cooperative matrices (docs/platform.md has the cases), and what
 //! they do wrong depends on a kernel's text. So the first plan of a text runs it on made-up tensors and
-//! compares with the f64 reference. The verdict is kept with the context and, natively, in its folder.
+//! compares with the f64 reference. The outcome is kept with the context and, natively, in its folder.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,10 +16,10 @@ use crate::reference::tolerance::Comparison;
 use crate::shader::Source;
 
 /// `Ok` for right results; otherwise what was wrong, as a part of a sentence.
-pub(crate) type Verdict = Result<(), String>;
+pub(crate) type Outcome = Result<(), String>;
 
 /// What trials have shown, by [`key`].
-pub(crate) type Verdicts = Arc<Mutex<HashMap<String, Verdict>>>;
+pub(crate) type Outcomes = Arc<Mutex<HashMap<String, Outcome>>>;
 
 /// What is wrong with a tensor of a trial.
 pub(crate) fn fault(tensor: &str, found: &Comparison) -> String {
@@ -44,40 +44,40 @@ impl Context {
         &self,
         label: &'static str,
         sources: &[&Source],
-        trial: impl Future<Output = Result<Verdict, Error>>,
+        trial: impl Future<Output = Result<Outcome, Error>>,
     ) -> Result<(), Error> {
         let key = key(self, label, sources);
-        let verdict = match self.verdict(&key) {
-            Some(verdict) => verdict,
+        let outcome = match self.outcome(&key) {
+            Some(outcome) => outcome,
             None => {
-                let verdict = trial.await?;
-                if let Err(fault) = &verdict {
+                let outcome = trial.await?;
+                if let Err(fault) = &outcome {
                     log::warn!(
                         "{label} computes wrong results on {}: {fault}",
                         self.caps().adapter
                     );
                 }
-                self.keep_verdict(&key, verdict.clone());
-                verdict
+                self.keep_outcome(&key, outcome.clone());
+                outcome
             }
         };
         let adapter = &self.caps().adapter;
-        verdict.map_err(|fault| {
+        outcome.map_err(|fault| {
             let reason = format!("it computes wrong results on {adapter}: in a trial {fault}");
             Unsupported::new(label, reason).into()
         })
     }
 
-    fn verdict(&self, key: &str) -> Option<Verdict> {
-        let here = lock(self.verdicts()).get(key).cloned();
-        here.or_else(|| self.cache()?.verdict(key))
+    fn outcome(&self, key: &str) -> Option<Outcome> {
+        let here = lock(self.outcomes()).get(key).cloned();
+        here.or_else(|| self.cache()?.outcome(key))
     }
 
-    fn keep_verdict(&self, key: &str, verdict: Verdict) {
+    fn keep_outcome(&self, key: &str, outcome: Outcome) {
         if let Some(cache) = self.cache() {
-            cache.keep_verdict(key, &verdict);
+            cache.keep_outcome(key, &outcome);
         }
-        lock(self.verdicts()).insert(key.to_owned(), verdict);
+        lock(self.outcomes()).insert(key.to_owned(), outcome);
     }
 }
 

@@ -4,11 +4,12 @@ use super::plan::{LinearInputs, LinearOutputs, LinearPlan};
 use super::reference::{HostInputs, Reference};
 use super::{Carry, LinearAttention, Rule};
 use crate::device::readback;
-use crate::device::verification::{Verdict, fault, number};
+use crate::device::verification::{Outcome, fault, number};
 use crate::error::Error;
 use crate::launch::Array;
 use crate::launch::scoped;
 use crate::launch::workspace::buffer;
+use crate::reference::tolerance::Verdict;
 use crate::shape::Shape;
 use crate::tensor::{DType, View};
 
@@ -20,13 +21,14 @@ const MORE_TOKENS: u32 = 5;
 ///
 /// # Errors
 /// A lost device, or one out of memory.
-pub(super) async fn trial(plan: &LinearPlan) -> Result<Verdict, Error> {
+pub(super) async fn trial(plan: &LinearPlan) -> Result<Outcome, Error> {
     let Some(tiles) = plan.halves.last().map(|half| half.tiles) else { return Ok(Ok(())) };
     let len = tiles.chunk + tiles.block + MORE_TOKENS;
     let Shape { head_dim, value_dim, .. } = plan.linear.shape;
     let shape = Shape::new(1, 2, len, head_dim).with_key_value_heads(1).with_value_dim(value_dim);
     let linear = LinearAttention {
         shape,
+        scale: 1.0,
         chunk: Some(tiles.chunk),
         block: Some(tiles.block),
         ..plan.linear
@@ -95,8 +97,9 @@ pub(super) async fn trial(plan: &LinearPlan) -> Result<Verdict, Error> {
         Reference::new(&linear, &host)?.check(&out, state.as_deref(), normalizer.as_deref());
     let found =
         [("out", Some(found.out)), ("state", found.state), ("normalizer", found.normalizer)];
-    let wrong =
-        found.into_iter().find_map(|(name, found)| Some((name, found?)).filter(|f| !f.1.ok));
+    let wrong = found.into_iter().find_map(|(name, found)| {
+        Some((name, found?)).filter(|f| f.1.verdict() == Verdict::Failed)
+    });
     Ok(wrong.map_or(Ok(()), |(name, found)| Err(fault(name, &found))))
 }
 
