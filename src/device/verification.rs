@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::device::Context;
 use crate::device::cache::checksum;
@@ -50,7 +51,9 @@ impl Context {
         let outcome = match self.outcome(&key) {
             Some(outcome) => outcome,
             None => {
+                let start = Instant::now();
                 let outcome = trial.await?;
+                log::info!("tried {label} in {:?}", start.elapsed());
                 if let Err(fault) = &outcome {
                     log::warn!(
                         "{label} computes wrong results on {}: {fault}",
