@@ -28,13 +28,15 @@ fn is_lavapipe(context: &Context) -> bool {
 
 /// Runs variants that support a case, and gives how many keys each takes a dispatch.
 fn check(context: &Context, case: &Case, variants: &[Variant]) -> Vec<Option<u32>> {
+    // One kernel is for CPUs alone.
+    let here = |variant: &&Variant| context.caps().is_cpu || **variant != Variant::Rows;
     let part = |&variant: &Variant| {
         let plan = pollster::block_on(case.attention.plan_with(context, variant)).expect("plans");
         let results = case.run_plan(context, &plan).expect("runs");
         case.judge(&results, variant.label());
         plan.part()
     };
-    variants.iter().map(part).collect()
+    variants.iter().filter(here).map(part).collect()
 }
 
 fn listed(attention: Attention, keys: Keys, seed: u64) -> Case {
@@ -107,6 +109,10 @@ fn a_limit_that_no_part_keeps_is_an_error() {
 
 fn check_linear(context: &Context, case: &LinearCase) {
     for variant in [LinearVariant::Columns, LinearVariant::Chunked, LinearVariant::Recurrent] {
+        if variant == LinearVariant::Columns && !context.caps().is_cpu {
+            // It is for CPUs alone.
+            continue;
+        }
         variant.supports(context.caps(), &case.linear).expect("splits");
         case.check_variant(context, variant);
     }
