@@ -161,6 +161,30 @@ fn uses_device(source: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
+/// The names of the library's tests that use a device, in their order.
+pub fn device_tests() -> Result<Vec<String>, Stop> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+    let read = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            // A file is a test, and so is a folder with a `main.rs`.
+            let inner = path.join("main.rs");
+            let source = if inner.is_file() { &inner } else { &path };
+            let is_rust = source.extension().is_some_and(|extension| extension == "rs");
+            if is_rust && uses_device(source)? {
+                names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    };
+    read().map_err(|error| Stop {
+        status: 1,
+        message: format!("the folder `{}` cannot be read: {error}", folder.display()),
+    })
+}
+
 #[derive(Debug, PartialEq)]
 struct Artifact {
     name: String,
@@ -270,6 +294,12 @@ mod tests {
             ("cli/tests/cli_linear.rs", true),
         ] {
             assert_eq!(uses_device(&root.join(name)).expect("a test"), expected, "{name}");
+        }
+        let names = device_tests().expect("readable");
+        for (name, expected) in
+            [("attention", true), ("fuzz", true), ("mask", false), ("common", false)]
+        {
+            assert_eq!(names.iter().any(|found| found == name), expected, "{name}");
         }
         let folder = tempfile::tempdir().expect("a folder");
         let main = folder.path().join("main.rs");

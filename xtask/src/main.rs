@@ -22,7 +22,7 @@ mod web;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 
@@ -159,14 +159,15 @@ fn test(
 ) -> Result<ExitCode, Stop> {
     let strict = in_ci();
     let runs = setup::ready(options, &setup::wanted(&options.found(), driver, strict))?;
-    timed(|steps| test_runs(steps, &runs, args, strict, ways))
+    timed(|steps| test_runs(steps, &runs, args, strict, ways, Vec::new()))
 }
 
 /// Runs the tests once per driver, from the same binaries and side by side: most of their time goes into
 /// the drivers' compilers, which use one core each.
 ///
-/// The first run is of everything. The others leave out the documentation's examples, which are the
-/// slow part of what a driver cannot change. A choice of tests by the user holds for all runs.
+/// The first run is of everything. The others are of the tests that use a device: a driver cannot change what the
+/// rest says. A choice of tests by the user holds for all runs. The commands in `beside` run at the same time,
+/// where one driver's run leaves a core idle.
 ///
 /// xtask is left out: it could not be replaced while it runs (on Windows), and `ci` tests it separately.
 fn test_runs(
@@ -175,6 +176,7 @@ fn test_runs(
     args: &[OsString],
     strict: bool,
     ways: &Ways,
+    beside: Vec<(String, Command)>,
 ) -> Result<(), Stop> {
     let tests = "test --workspace --exclude xtask";
     steps.run("build of the tests", cargo(tests).arg("--no-run").args(args))?;
@@ -182,7 +184,9 @@ fn test_runs(
     for (index, run) in runs.iter().enumerate() {
         let mut command = cargo(tests);
         if args.is_empty() && index > 0 {
-            command.arg("--tests");
+            for name in bundle::device_tests()? {
+                command.args(["--test", &name]);
+            }
         }
         command.args(args);
         run.pin(&mut command);
@@ -197,6 +201,7 @@ fn test_runs(
         }
         commands.push((format!("test on {}", run.driver.name()), command));
     }
+    commands.extend(beside);
     steps.run_together(commands)
 }
 
@@ -275,7 +280,8 @@ fn ci_steps(steps: &mut Steps, options: &Options) -> Result<(), Stop> {
         cargo("doc --package wgpu-attention --lib --no-deps").env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     conformance::forget()?;
-    test_runs(steps, &runs, &[], true, &Ways::default())?;
+    let beside = steps.time("web set-up", || web::builds(options))?;
+    test_runs(steps, &runs, &[], true, &Ways::default(), beside)?;
     steps.time("conformance", conformance::check)?;
     web::run(steps, options, web::Mode::CHECK)
 }

@@ -30,6 +30,16 @@ impl Mode {
     pub const CHECK: Self = Self { release: true, check: true };
 }
 
+/// The builds that tests need not wait for, with what they need installed: of the module that is released, and
+/// of the program that makes its glue. Each has a target folder of its own, so that it blocks no other cargo.
+pub fn builds(options: &Options) -> Result<Vec<(String, Command)>, Stop> {
+    ready(options, true)?;
+    Ok(vec![
+        ("build of the web module".into(), module_build(true)?),
+        ("build of the web glue's program".into(), bindgen("build")),
+    ])
+}
+
 /// Builds, then tests or serves.
 pub fn run(steps: &mut Steps, options: &Options, mode: Mode) -> Result<(), Stop> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../web");
@@ -41,7 +51,9 @@ pub fn run(steps: &mut Steps, options: &Options, mode: Mode) -> Result<(), Stop>
             "clippy --package wgpu-attention-web --target wasm32-unknown-unknown -- -D warnings";
         steps.run("web clippy", &mut cargo(clippy))?;
     }
-    steps.run("web types and glue", &mut bindgen(&module, &folder.join("pkg")))?;
+    let mut glue = bindgen("run");
+    glue.arg("--").arg(&module).arg(folder.join("pkg"));
+    steps.run("web types and glue", &mut glue)?;
     if release {
         steps.run(
             "web tools",
@@ -96,16 +108,25 @@ fn browser() -> Option<PathBuf> {
         .find_map(wasm::program)
 }
 
-/// Compiles the module and returns its path.
-fn compile(release: bool) -> Result<PathBuf, Stop> {
+/// Where cargo puts what is built for the web: another compiler may build the module, which would have the
+/// first start anew.
+fn target() -> PathBuf {
+    wasm::target().join("web")
+}
+
+/// The command that compiles the module.
+fn module_build(release: bool) -> Result<Command, Stop> {
     let profile = if release { "wasm" } else { "dev" };
     let mut command =
         cargo("build --package wgpu-attention-web --lib --target wasm32-unknown-unknown");
-    command.args(["--profile", profile]);
-    // A folder of its own: another compiler may build this, which would have the first start anew.
-    let target = wasm::target().join("web");
-    command.env("CARGO_TARGET_DIR", &target);
+    command.args(["--profile", profile]).env("CARGO_TARGET_DIR", target());
     wasm::use_compiler(&mut command)?;
+    Ok(command)
+}
+
+/// Compiles the module and returns its path.
+fn compile(release: bool) -> Result<PathBuf, Stop> {
+    let mut command = module_build(release)?;
     let status = command.status().map_err(|error| cannot_run(&command, &error))?;
     if !status.success() {
         return Err(Stop {
@@ -114,11 +135,14 @@ fn compile(release: bool) -> Result<PathBuf, Stop> {
         });
     }
     let folder = if release { "wasm" } else { "debug" };
-    Ok(target.join("wasm32-unknown-unknown").join(folder).join("wgpu_attention_web.wasm"))
+    Ok(target().join("wasm32-unknown-unknown").join(folder).join("wgpu_attention_web.wasm"))
 }
 
-fn bindgen(module: &Path, package: &Path) -> Command {
-    let mut command = cargo("run --quiet --package xtask --features bindgen --bin bindgen --");
-    command.arg(module).arg(package);
+/// Cargo's command `verb` for the program that makes the glue. It runs for a second and takes three times as
+/// long to build with the optimisations of the tests.
+fn bindgen(verb: &str) -> Command {
+    let mut command = cargo(verb);
+    command.args(["--quiet", "--package", "xtask", "--features", "bindgen", "--bin", "bindgen"]);
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_TARGET_DIR", target().join("glue"));
     command
 }
