@@ -161,12 +161,13 @@ fn uses_device(source: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The names of the library's tests that use a device, in their order.
+/// The names of the tests of library and program that use a device, in their order.
 pub fn device_tests() -> Result<Vec<String>, Stop> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = || -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(&folder)? {
+        let library = fs::read_dir(root.join("tests"))?;
+        for entry in library.chain(fs::read_dir(root.join("cli/tests"))?) {
             let path = entry?.path();
             // A file is a test, and so is a folder with a `main.rs`.
             let inner = path.join("main.rs");
@@ -179,10 +180,8 @@ pub fn device_tests() -> Result<Vec<String>, Stop> {
         names.sort();
         Ok(names)
     };
-    read().map_err(|error| Stop {
-        status: 1,
-        message: format!("the folder `{}` cannot be read: {error}", folder.display()),
-    })
+    read()
+        .map_err(|error| Stop { status: 1, message: format!("the tests cannot be read: {error}") })
 }
 
 #[derive(Debug, PartialEq)]
@@ -297,7 +296,7 @@ mod tests {
         }
         let names = device_tests().expect("readable");
         for (name, expected) in
-            [("attention", true), ("fuzz", true), ("mask", false), ("common", false)]
+            [("attention", true), ("fuzz", true), ("cli", true), ("mask", false), ("common", false)]
         {
             assert_eq!(names.iter().any(|found| found == name), expected, "{name}");
         }
