@@ -10,4 +10,6 @@ pub(crate) mod readback;
 pub(crate) mod verification;
 
 pub use context::Context;
-pub(crate) use context::{lock, ready};
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use context::lock;
+pub(crate) use context::ready;
