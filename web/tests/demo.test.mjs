@@ -158,7 +158,7 @@ test("an invalid mask is told at its position, a truncated file is refused", asy
 test("Explain shows every family's formula and the shader that ran", async () => {
   const { page, errors } = await visit("explain");
   assert.equal(await page.locator("#families math").count(), 4);
-  for (const [index, label] of [/attention\.(rows|tiled|subgroup)/, /attention\./, /attention\./, /linear\.chunked/].entries()) {
+  for (const [index, label] of [/attention\.(rows|tiled|subgroup)/, /attention\./, /attention\./, /linear\.columns/].entries()) {
     await page.click(`#families button >> nth=${index}`);
     await page.waitForSelector("dialog[open]");
     assert.match(await text(page, "#source-title"), label);
