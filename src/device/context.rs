@@ -235,7 +235,7 @@ impl Context {
     /// features, which are those on matrix units; with them at first.
     ///
     /// A trial runs a kernel of the same text on a small made-up problem the first time that it is
-    /// planned (some milliseconds) and compares with the f64 reference. A kernel that computes wrong
+    /// planned (some tens of milliseconds) and compares with the f64 reference. A kernel that computes wrong
     /// results is refused: plans choose the next one and log a warning, and those that force it are an
     /// [`Error::Unsupported`]. The outcome is kept in the [folder](Self::with_cache), by driver and text.
     #[cfg(not(target_family = "wasm"))]
