@@ -31,9 +31,7 @@ fn check(folder: &Path, module: Option<&str>, faults: &mut Vec<String>) {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("a name").to_owned();
         let of = module.unwrap_or(&stem);
         if path.is_dir() {
-            if stem != "bin" {
-                check(&path, Some(of), faults);
-            }
+            check(&path, Some(of), faults);
             continue;
         }
         // The crate's root says what is public, and nobody imports through it.
